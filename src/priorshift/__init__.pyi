@@ -1,0 +1,6 @@
+from .adjustment import adjust as adjust
+from .adjustment import logit_adjust as logit_adjust
+from .predictions import Predictions as Predictions
+from .priors import Prior as Prior
+
+__version__: str
