@@ -1,0 +1,15 @@
+from ._evaluation_sets import draw_mix as draw_mix
+from ._evaluation_sets import largest_counts as largest_counts
+from ._evaluation_sets import mix_weights as mix_weights
+from ._profiles import backward_counts as backward_counts
+from ._profiles import forward_counts as forward_counts
+from ._profiles import long_tail_counts as long_tail_counts
+from ._subsets import draw_subset as draw_subset
+from ._subsets import fingerprint as fingerprint
+from ._subsets import image_hashes as image_hashes
+from ._subsets import split_off as split_off
+from ._targets import STANDARD_MIXES as STANDARD_MIXES
+from ._targets import backward_prior as backward_prior
+from ._targets import dirichlet_priors as dirichlet_priors
+from ._targets import forward_prior as forward_prior
+from ._targets import target_prior as target_prior

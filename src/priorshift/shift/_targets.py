@@ -1,0 +1,226 @@
+"""Target priors: the shifted mixes of the papers, mixes from a file, and random ones."""
+
+import json
+import re
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from priorshift.priors import ArrayLike, Prior, as_prior
+from priorshift.shift._arguments import check_num_classes, check_ratio, check_seed, read_counts
+
+STANDARD_MIXES: tuple[str, ...] = (
+    "forward:50",
+    "forward:25",
+    "forward:10",
+    "forward:5",
+    "forward:2",
+    "uniform",
+    "backward:2",
+    "backward:5",
+    "backward:10",
+    "backward:25",
+    "backward:50",
+)
+"""The eleven target mixes of LADE's Table 6, in its order, as `target_prior` spells them."""
+
+
+def forward_prior(order_counts: ArrayLike, mu: float) -> Prior:
+    r"""The prior of LADE's forward shift: mass falls with the class's rank in the training set.
+
+    $$t_y \propto \mu^{-r_y/(C-1)}$$
+
+    where $r_y = 0 … C-1$ is the rank of class $y$ by descending training count; equal counts keep class
+    order. This is the mix that `forward_counts` floors. $\mu = 1$ is the uniform prior.
+
+    Args:
+        order_counts: Training samples of each class, shape `[C]`; only their order matters.
+        mu: Ratio $\mu \ge 1$ of the largest to the smallest mass.
+
+    Raises:
+        ValueError: If `mu` is below 1, or the counts are not whole numbers, one per class.
+
+    Example:
+        >>> [round(p, 3) for p in forward_prior([10, 300, 50], mu=4).probs.tolist()]
+        [0.143, 0.571, 0.286]
+
+    Reference:
+        Hong et al., "Disentangling label distribution for long-tailed visual recognition", CVPR 2021, §4.3.
+    """
+    return _decaying_prior(_ranks(order_counts), mu)
+
+
+def backward_prior(order_counts: ArrayLike, mu: float) -> Prior:
+    r"""The prior of LADE's backward shift: the rarest training class becomes the most frequent one.
+
+    $$t_y \propto \mu^{-(C-1-r_y)/(C-1)}$$
+
+    with the rank $r_y$ of `forward_prior`, whose mirror image it is. $\mu = 1$ is the uniform prior.
+
+    Args:
+        order_counts: Training samples of each class, shape `[C]`; only their order matters.
+        mu: Ratio $\mu \ge 1$ of the largest to the smallest mass.
+
+    Raises:
+        ValueError: If `mu` is below 1, or the counts are not whole numbers, one per class.
+
+    Example:
+        >>> [round(p, 3) for p in backward_prior([10, 300, 50], mu=4).probs.tolist()]
+        [0.571, 0.143, 0.286]
+
+    Reference:
+        Hong et al., "Disentangling label distribution for long-tailed visual recognition", CVPR 2021, §4.3.
+    """
+    ranks = _ranks(order_counts)
+    return _decaying_prior(len(ranks) - 1 - ranks, mu)
+
+
+def target_prior(
+    name: str | PathLike[str], train_counts: ArrayLike, *, class_names: Sequence[str] | None = None
+) -> Prior:
+    """A target prior from how a person spells it on a command line.
+
+    - `uniform`: every class equally often;
+    - `source`: the class mix of the training set;
+    - `forward:25`, `backward:25`: LADE's shifts with mu = 25 (its Table 6 is `STANDARD_MIXES`);
+    - the path of a JSON file: a list of one number per class, or, with `class_names`, an object that gives
+      every class name its mass. The numbers are divided by their sum; a class that does not occur gets 0.
+
+    Args:
+        name: The spelled mix or the path.
+        train_counts: Training samples of each class, shape `[C]`.
+        class_names: The names of the classes in their order, for a JSON object.
+
+    Raises:
+        TypeError: If the file holds something other than numbers.
+        ValueError: If the spelling is unknown, or the file is missing, is no JSON, or does not fit the
+            classes.
+
+    Example:
+        >>> target_prior("uniform", [90, 9, 1, 1]).probs.tolist()
+        [0.25, 0.25, 0.25, 0.25]
+        >>> [round(p, 3) for p in target_prior("backward:4", [90, 9, 1]).probs.tolist()]
+        [0.143, 0.286, 0.571]
+
+    Reference:
+        The standard mixes: Hong et al., CVPR 2021, Table 6.
+    """
+    counts = read_counts(train_counts, "train_counts")
+    spelling = str(name)
+    if spelling == "uniform":
+        return Prior.uniform(len(counts))
+    if spelling == "source":
+        return as_prior(counts, "train_counts")
+    if shift := re.fullmatch(r"(forward|backward):(\d+(?:\.\d+)?)", spelling):
+        make = forward_prior if shift[1] == "forward" else backward_prior
+        return make(counts, float(shift[2]))
+    path = Path(name)
+    if path.is_file():
+        return _prior_from_json(path, len(counts), class_names)
+    raise ValueError(
+        "Expected `name` to be 'uniform', 'source', 'forward:<mu>', 'backward:<mu>' (such as 'forward:25') "
+        f"or the path of an existing JSON file, but got {spelling!r}."
+    )
+
+
+def dirichlet_priors(num_classes: int, alpha: float, num_draws: int, seed: int) -> list[Prior]:
+    r"""Random target priors from the symmetric Dirichlet distribution.
+
+    $$t \sim \mathrm{Dir}(\alpha, …, \alpha), \qquad
+      \mathbb E[t_y] = \tfrac1C, \quad \mathrm{Var}[t_y] = \frac{C-1}{C^2(C\alpha+1)}$$
+
+    A large $\alpha$ gives nearly uniform mixes, a small one mixes of a few classes. They are drawn in log
+    space, $\log G_\alpha = \log G_{\alpha+1} + \tfrac1\alpha \log U$, so a tiny $\alpha$ cannot underflow
+    every class to zero.
+
+    Args:
+        num_classes: Number of classes $C \ge 2$.
+        alpha: Concentration of every class, between 1e-300 and 1e300.
+        num_draws: Number of priors. The first ones are the same however many are drawn.
+        seed: The same seed gives the same priors.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+        >>> for prior in dirichlet_priors(3, alpha=1.0, num_draws=2, seed=0):
+        ...     print([round(p, 3) for p in prior.probs.tolist()])
+        [0.418, 0.554, 0.028]
+        [0.171, 0.058, 0.771]
+
+    Reference:
+        The gamma identity: Marsaglia and Tsang, ACM TOMS 26(3), 2000. As a benchmark of label shift: Lipton
+        et al., "Detecting and correcting for label shift with black box predictors", ICML 2018.
+    """
+    check_num_classes(num_classes)
+    if not 1e-300 <= alpha <= 1e300:
+        raise ValueError(f"Expected `alpha` between 1e-300 and 1e300, but got {alpha}.")
+    if num_draws < 0:
+        raise ValueError(f"Expected `num_draws` to be non-negative, but got {num_draws}.")
+    generator = np.random.default_rng(check_seed(seed))
+    priors = []
+    for _ in range(num_draws):
+        log_gammas = np.log(generator.standard_gamma(alpha + 1, num_classes))
+        log_gammas -= generator.standard_exponential(num_classes) / alpha
+        priors.append(Prior(np.exp(log_gammas - log_gammas.max())))
+    return priors
+
+
+def _ranks(order_counts: ArrayLike) -> Int[Tensor, " classes"]:
+    counts = read_counts(order_counts, "order_counts")
+    return counts.argsort(descending=True, stable=True).argsort()
+
+
+def _decaying_prior(ranks: Int[Tensor, " classes"], mu: float) -> Prior:
+    check_ratio(mu, "mu")
+    masses: Float[Tensor, " classes"] = mu ** -(ranks.to(torch.float64) / (len(ranks) - 1))
+    return Prior(masses)
+
+
+def _prior_from_json(path: Path, num_classes: int, class_names: Sequence[str] | None) -> Prior:
+    try:
+        masses = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"Expected `{path}` to hold JSON, but it does not: {error}.") from error
+    if isinstance(masses, dict):
+        masses = _in_class_order(masses, path, num_classes, class_names)
+    if not isinstance(masses, list):
+        raise ValueError(
+            f"Expected `{path}` to hold a list of {num_classes} numbers or an object of class names and "
+            f"numbers, but got {masses!r}."
+        )
+    return as_prior(masses, str(path), num_classes)
+
+
+def _in_class_order(
+    masses: dict[str, float], path: Path, num_classes: int, class_names: Sequence[str] | None
+) -> list[float]:
+    if class_names is None:
+        raise ValueError(
+            f"Expected `class_names` to read the object in `{path}`, but got None; "
+            f"without them the file must hold a list of {num_classes} numbers."
+        )
+    if len(class_names) != num_classes or len(set(class_names)) != num_classes:
+        raise ValueError(
+            f"Expected `class_names` to be {num_classes} different names, "
+            f"but got {len(class_names)}, {len(set(class_names))} of them different."
+        )
+    unknown = [name for name in masses if name not in class_names]
+    missing = [name for name in class_names if name not in masses]
+    if unknown or missing:
+        raise ValueError(
+            f"Expected `{path}` to give every class a mass (0 for one that does not occur) and no other "
+            f"name, but missing are {_quote(missing)} and unknown are {_quote(unknown)}; "
+            f"the classes are {_quote(class_names)}."
+        )
+    return [masses[name] for name in class_names]
+
+
+def _quote(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:10]) or "none"
+    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")
