@@ -1,0 +1,14 @@
+from ._accuracy import GroupAccuracy as GroupAccuracy
+from ._accuracy import accuracy as accuracy
+from ._accuracy import balanced_error as balanced_error
+from ._accuracy import group_accuracy as group_accuracy
+from ._accuracy import macro_f1 as macro_f1
+from ._accuracy import per_class_accuracy as per_class_accuracy
+from ._calibration import Reliability as Reliability
+from ._calibration import classwise_calibration_error as classwise_calibration_error
+from ._calibration import expected_calibration_error as expected_calibration_error
+from ._calibration import reliability as reliability
+from ._means import effective_sample_size as effective_sample_size
+from ._means import mean_class_probs as mean_class_probs
+from ._scores import brier_score as brier_score
+from ._scores import negative_log_likelihood as negative_log_likelihood
