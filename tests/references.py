@@ -4,6 +4,7 @@ Logits are `[N, C]` arrays, labels `[N]` class indices or `[N, C]` class probabi
 """
 
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 
@@ -139,3 +140,147 @@ def _reduce(losses, labels, ignore_index, reduction):
     if reduction == "none":
         return np.array(losses)
     return math.fsum(losses) / (max(counted, 1) if reduction == "mean" else 1)
+
+
+def focal(logits, labels, prior, *, gamma=2.0, ignore_index=-100, reduction="mean"):
+    """Lin et al., ICCV 2017, Eq. 4, with softmax: -(1 - p)^gamma log p."""
+    losses = []
+    for row, label in zip(logits, labels, strict=True):
+        if label == ignore_index:
+            losses.append(0.0)
+        else:
+            normaliser = log_sum_exp(row)
+            log_rest = log_sum_exp([score for c, score in enumerate(row) if c != label]) - normaliser
+            losses.append(math.exp(gamma * log_rest) * (normaliser - row[label]))
+    return _reduce(losses, labels, ignore_index, reduction)
+
+
+def class_balanced_weights(counts, beta):
+    """Cui et al., CVPR 2019, Eq. 10, in 50 digits, scaled to the sum C; 1/n at beta = 1."""
+    with localcontext() as context:
+        context.prec = 50
+        beta = Decimal(float(beta))
+        sizes = [Decimal(float(count)) for count in counts]
+        weights = [1 / n if beta == 1 else (1 - beta) / (1 - beta**n) for n in sizes]
+        total = sum(weights)
+        return np.array([float(len(weights) * weight / total) for weight in weights])
+
+
+def class_balanced(logits, labels, prior, *, num_samples, beta=0.9999, ignore_index=-100, reduction="mean"):
+    """Cui et al., Eq. 11: alpha_y times softmax cross-entropy."""
+    alphas = class_balanced_weights([num_samples * mass for mass in prior], beta)
+    losses = [
+        0.0 if label == ignore_index else alphas[label] * (log_sum_exp(row) - row[label])
+        for row, label in zip(logits, labels, strict=True)
+    ]
+    return _reduce(losses, labels, ignore_index, reduction)
+
+
+def class_balanced_focal(
+    logits, labels, prior, *, num_samples, beta=0.9999, gamma=2.0, ignore_index=-100, reduction="mean"
+):
+    """Cui et al., Eq. 13: alpha_y times the sum over classes of -(1 - p_t)^gamma log p_t."""
+    alphas = class_balanced_weights([num_samples * mass for mass in prior], beta)
+    losses = []
+    for row, label in zip(logits, labels, strict=True):
+        if label == ignore_index:
+            losses.append(0.0)
+        else:
+            z = [score if c == label else -score for c, score in enumerate(row)]
+            terms = [math.exp(-gamma * log_sum_exp([0.0, t])) * log_sum_exp([0.0, -t]) for t in z]
+            losses.append(alphas[label] * math.fsum(terms))
+    return _reduce(losses, labels, ignore_index, reduction)
+
+
+def ldam(
+    logits,
+    labels,
+    prior,
+    *,
+    max_margin=0.5,
+    scale=30.0,
+    reweight_beta=0.0,
+    num_samples=1,
+    normalization="population",
+    ignore_index=-100,
+    reduction="mean",
+):
+    """Cao et al., NeurIPS 2019, Section 3.2, the margins scaled to a largest one; weights of Algorithm 1."""
+    margins = [mass**-0.25 for mass in prior]
+    margins = [max_margin * margin / max(margins) for margin in margins]
+    alphas = class_balanced_weights([num_samples * mass for mass in prior], reweight_beta)
+    mean = math.fsum(mass * alpha for mass, alpha in zip(prior, alphas, strict=True))
+    losses, batch_weight = [], 0.0
+    for row, label in zip(logits, labels, strict=True):
+        if label == ignore_index:
+            losses.append(0.0)
+        else:
+            z = [scale * (score - margins[c] * (c == label)) for c, score in enumerate(row)]
+            losses.append(alphas[label] / mean * (log_sum_exp(z) - z[label]))
+            batch_weight += alphas[label] / mean
+    if normalization == "batch" and reduction == "mean":
+        return math.fsum(losses) / batch_weight if batch_weight else 0.0
+    return _reduce(losses, labels, ignore_index, reduction)
+
+
+def equalised(
+    logits, labels, prior, *, threshold, drop_probability, draws=None, ignore_index=-100, reduction="mean"
+):
+    """Tan et al., CVPR 2020, softmax form; `draws` are the uniform numbers behind beta, `[N, C]`."""
+    losses = []
+    for i, (row, label) in enumerate(zip(logits, labels, strict=True)):
+        if label == ignore_index:
+            losses.append(0.0)
+        else:
+            kept = []
+            for c, score in enumerate(row):
+                beta = drop_probability if draws is None else float(draws[i, c] < drop_probability)
+                if 1 - beta * (prior[c] < threshold) * (c != label) > 0:
+                    kept.append(score)
+            losses.append(log_sum_exp(kept) - row[label])
+    return _reduce(losses, labels, ignore_index, reduction)
+
+
+def pairwise_margin(logits, labels, alpha, delta, *, ignore_index=-100, reduction="mean"):
+    """Menon et al., Eq. 11: alpha(y) log(1 + sum of e^(delta(y, y') + f_y' - f_y) over rivals y')."""
+    losses = []
+    for row, label in zip(logits, labels, strict=True):
+        if label == ignore_index:
+            losses.append(0.0)
+        else:
+            gaps = [
+                delta(label, rival) + score - row[label] for rival, score in enumerate(row) if rival != label
+            ]
+            losses.append(alpha(label) * log_sum_exp([0.0, *gaps]))
+    return _reduce(losses, labels, ignore_index, reduction)
+
+
+def two_strengths(logits, labels, prior, *, tau1=1.0, tau2=1.0, weights=None, **options):
+    """Menon et al., Section 5.3 with the sign of Eq. 6 and 10; weights scaled to a population mean of 1."""
+    alphas = [1.0] * len(prior) if weights is None else weights
+    mean = math.fsum(mass * alpha for mass, alpha in zip(prior, alphas, strict=True))
+    return pairwise_margin(
+        logits,
+        labels,
+        lambda y: alphas[y] / mean,
+        lambda y, rival: tau2 * math.log(prior[rival]) - tau1 * math.log(prior[y]),
+        **options,
+    )
+
+
+def logit_adjusted_adaptive(logits, labels, prior, *, tau=1.0, margin=1.0, **options):
+    """Menon et al., Section 6.2: delta = log(pi_y'/pi_y) + pi_y^(-1/4)."""
+    return pairwise_margin(
+        logits,
+        labels,
+        lambda y: 1.0,
+        lambda y, rival: tau * math.log(prior[rival] / prior[y]) + margin * prior[y] ** -0.25,
+        **options,
+    )
+
+
+def binary_margin(score, label, *, weights, margins, temperature):
+    """Menon et al., Eq. 13, of one score and a label of +1 or -1."""
+    sign = 1 if label == 1 else -1
+    weight, margin = (weights[0], margins[0]) if label == 1 else (weights[1], margins[1])
+    return weight / temperature * log_sum_exp([0.0, temperature * (margin - sign * score)])

@@ -1,15 +1,16 @@
 """Class priors: the one validated form in which every other room receives a class mix."""
 
 from collections.abc import Sequence
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-ArrayLike: TypeAlias = Tensor | np.ndarray[Any, Any] | Sequence[float]
-IndexLike: TypeAlias = Tensor | np.ndarray[Any, Any] | Sequence[int]
+ArrayLike: TypeAlias = Tensor | npt.NDArray[Any] | Sequence[float] | Sequence[int]
+IndexLike: TypeAlias = Tensor | npt.NDArray[Any] | Sequence[int]
 
 
 class Prior:
@@ -60,7 +61,7 @@ class Prior:
             )
 
     @classmethod
-    def uniform(cls, num_classes: int) -> Self:
+    def uniform(cls, num_classes: int) -> "Prior":
         """The uniform prior $p_u(y) = 1/C$, the target of the balanced error.
 
         Example:
@@ -71,7 +72,7 @@ class Prior:
         return cls(torch.ones(num_classes, dtype=torch.float64))
 
     @classmethod
-    def from_counts(cls, counts: ArrayLike, *, smoothing: float | None = None) -> Self:
+    def from_counts(cls, counts: ArrayLike, *, smoothing: float | None = None) -> "Prior":
         r"""The empirical class frequencies $\pi_y = (n_y + s) / (N + C s)$.
 
         Args:
@@ -109,7 +110,7 @@ class Prior:
         num_classes: int,
         *,
         smoothing: float | None = None,
-    ) -> Self:
+    ) -> "Prior":
         """The empirical class frequencies of some labels.
 
         Args:

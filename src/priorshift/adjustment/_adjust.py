@@ -4,12 +4,13 @@ import math
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from priorshift.priors import ArrayLike, Prior, as_prior
 
-Logits = TypeVar("Logits", Tensor, np.ndarray[Any, Any])
+Logits = TypeVar("Logits", Tensor, npt.NDArray[Any])
 
 
 def adjust(logits: Logits, *, carried: Prior | ArrayLike, target: Prior | ArrayLike) -> Logits:
@@ -94,7 +95,7 @@ def logit_adjust(logits: Logits, prior: Prior | ArrayLike, tau: float = 1.0) -> 
     return _add_per_class(logits, -tau * source.log_probs)
 
 
-def _num_classes(logits: Tensor | np.ndarray[Any, Any]) -> int:
+def _num_classes(logits: Tensor | npt.NDArray[Any]) -> int:
     if isinstance(logits, Tensor):
         floating = logits.is_floating_point()
     elif isinstance(logits, np.ndarray):
@@ -121,7 +122,7 @@ def _add_per_class(logits: Logits, offset: Tensor) -> Logits:
             moved = moved.masked_fill(absent.to(logits.device).view(shape), -torch.inf)
         return moved
     array_dtype = np.promote_types(logits.dtype, np.float32)
-    shifted: np.ndarray[Any, Any] = logits + offset.numpy().astype(array_dtype).reshape(shape)
+    shifted: npt.NDArray[Any] = logits + offset.numpy().astype(array_dtype).reshape(shape)
     if absent.any():
         np.copyto(shifted, -np.inf, where=absent.numpy().reshape(shape))
     return shifted

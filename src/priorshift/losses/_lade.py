@@ -4,7 +4,7 @@ import math
 from typing import Literal, TypeAlias, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from priorshift.losses._batch import (
@@ -27,7 +27,7 @@ VARIANTS = get_args(Variant)
 
 def lader(
     logits: Float[Tensor, "batch classes *positions"],
-    labels: Int[Tensor, "batch *positions"],
+    labels: Integer[Tensor, "batch *positions"],
     log_prior: Float[Tensor, " classes"],
     *,
     lam: float,
@@ -108,7 +108,7 @@ def lader(
 
 def lade_loss(
     logits: Float[Tensor, "batch classes *positions"],
-    labels: Int[Tensor, "batch *positions"],
+    labels: Integer[Tensor, "batch *positions"],
     log_prior: Float[Tensor, " classes"],
     *,
     alpha: float,

@@ -3,7 +3,7 @@
 from typing import Literal, TypeAlias, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from priorshift.losses._batch import (
@@ -26,7 +26,7 @@ NORMALIZATIONS = get_args(Normalization)
 
 def weighted_cross_entropy(
     logits: Float[Tensor, "batch classes *positions"],
-    labels: Int[Tensor, "batch *positions"],
+    labels: Integer[Tensor, "batch *positions"],
     log_prior: Float[Tensor, " classes"],
     *,
     weights: Float[Tensor, " classes"] | None = None,

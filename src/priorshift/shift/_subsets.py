@@ -5,6 +5,7 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -13,7 +14,7 @@ from priorshift.priors import IndexLike, count_labels, name_classes
 from priorshift.shift._arguments import check_seed, read_counts, read_labels
 
 
-def image_hashes(images: Tensor | np.ndarray[Any, Any]) -> list[str]:
+def image_hashes(images: Tensor | npt.NDArray[Any]) -> list[str]:
     """A hash of each image's content, by which `draw_subset` and `split_off` order images.
 
     It is BLAKE2b (16 bytes) over the image's shape, the name of its dtype and its values, row by row and
