@@ -1,0 +1,89 @@
+"""Labelled images of one size as one tensor, and the three splits that a run works with."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from priorshift.priors import count_labels
+from priorshift.shift import fingerprint, image_hashes
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images of one size, small enough to live on the device as one tensor.
+
+    Args:
+        images: Pixels, `[N, channels, height, width]`, uint8.
+        labels: Class indices, `[N]`.
+        class_names: One name per class.
+        white: The pixel value of full intensity.
+
+    Raises:
+        ValueError: If the parts do not fit together or a label is out of range.
+    """
+
+    images: UInt8[Tensor, "samples channels height width"]
+    labels: Int[Tensor, " samples"]
+    class_names: tuple[str, ...]
+    white: int = 255
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != torch.uint8:
+            raise ValueError(
+                "Expected `images` of shape [N, channels, height, width] and dtype uint8, "
+                f"but got {tuple(self.images.shape)}, {self.images.dtype}."
+            )
+        if self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"Expected `labels` with one entry per image, {self.images.shape[0]}, "
+                f"but got shape {tuple(self.labels.shape)}."
+            )
+        count_labels(self.labels, self.num_classes)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, whether or not each occurs here."""
+        return len(self.class_names)
+
+    @property
+    def counts(self) -> Int[Tensor, " classes"]:
+        """The number of images of each class, `[C]`."""
+        return count_labels(self.labels, self.num_classes)
+
+    @property
+    def fingerprint(self) -> str:
+        """A short text that is equal for the same labelled images in any order, and for no others."""
+        return fingerprint(image_hashes(self.images), self.labels)
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def subset(self, indices: Int[Tensor, " chosen"]) -> "ImageSet":
+        """The images of these rows."""
+        return ImageSet(self.images[indices], self.labels[indices], self.class_names, self.white)
+
+    def pixels(self, device: torch.device) -> Float[Tensor, "samples channels height width"]:
+        """All images on the device as float32 between 0 and 1."""
+        return self.images.to(device).to(torch.float32) / self.white
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, validation and test images. Whatever is chosen is chosen on `validation`, never on `test`."""
+
+    train: ImageSet
+    validation: ImageSet
+    test: ImageSet
+
+    def named(self, split: str) -> ImageSet:
+        """The split of this name.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        if split not in splits:
+            raise ValueError(f"Expected `split` to be one of {', '.join(splits)}, but got {split!r}.")
+        return splits[split]

@@ -1,0 +1,180 @@
+"""What a run is: frozen dataclasses that name losses, models and data without importing them.
+
+A resolved config is saved as JSON with each run and can start it again.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from priorshift._files import written_whole
+
+SCHEMA_VERSION = 1
+Option = bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A loss, model or data source by its name, and the options that its constructor takes."""
+
+    name: str
+    """Kebab case of the class or function: `lade` for `LADELoss`, `small-cnn` for `SmallCNN`."""
+    options: Mapping[str, Option] = field(default_factory=dict)
+    """Keyword arguments, as the documentation of that class or function lists them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random changes to the training images, made a batch at a time on the device."""
+
+    shift: int = 0
+    """Shift by up to this many pixels in both directions."""
+    flip: bool = False
+    """Mirror half of the images left to right."""
+
+    def __post_init__(self) -> None:
+        _require(self.shift >= 0, "shift", "non-negative", self.shift)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Stochastic gradient descent with momentum, and the schedule of its learning rate."""
+
+    lr: float = 0.1
+    """Base learning rate, reached at the end of the warm-up."""
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises linearly from near 0."""
+    schedule: Literal["constant", "cosine", "multistep"] = "cosine"
+    """After the warm-up: hold, fall to 0 along a cosine, or multiply by `decay` at each milestone."""
+    milestones: tuple[float, ...] = ()
+    """Epochs at which `multistep` decays."""
+    decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, "lr", "positive", self.lr)
+        _require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
+        _require(self.weight_decay >= 0, "weight_decay", "non-negative", self.weight_decay)
+        _require(self.warmup_epochs >= 0, "warmup_epochs", "non-negative", self.warmup_epochs)
+        _require(self.decay > 0, "decay", "positive", self.decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stretch of training with one loss. A run is one stage or several, one after the other."""
+
+    loss: Part
+    epochs: int
+    optimizer: Optimizer | None = field(default_factory=Optimizer)
+    """None goes on with the optimizer and the schedule of the stage before, which then spans both."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs > 0, "epochs", "positive", self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A run, completely: the same config on the same machine gives the same weights."""
+
+    method: str
+    """Published name of the method, for tables and legends."""
+    data: Part
+    model: Part
+    stages: tuple[Stage, ...]
+    batch_size: int = 128
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+    """Seed of the initial weights, the batch order and the augmentation."""
+    device: str = "auto"
+    """`auto` takes CUDA, then MPS, then the CPU; or a torch device such as `cuda:1`."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size > 0, "batch_size", "positive", self.batch_size)
+        _require(self.seed >= 0, "seed", "non-negative", self.seed)
+        _require(len(self.stages) > 0, "stages", "not empty", self.stages)
+        if self.stages[0].optimizer is None:
+            raise ValueError("Expected the first of the `stages` to have an `optimizer`, but got None.")
+
+    def save(self, path: Path) -> None:
+        """Write the config as JSON."""
+        with written_whole(path) as temporary:
+            text = json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)}, indent=2)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "TrainConfig":
+        """Read a config that `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is no config, has an unknown field, or was written by a newer version.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no config file {path}.")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} holds no JSON ({error}).") from error
+        if not isinstance(content, dict) or not isinstance(content.get("schema_version"), int):
+            raise ValueError(f"{path} is no config of priorshift: it states no `schema_version`.")
+        version = content.pop("schema_version")
+        if version > SCHEMA_VERSION:
+            raise ValueError(
+                f"{path} was written by a newer priorshift (config schema {version}, "
+                f"this one reads up to {SCHEMA_VERSION}). Upgrade priorshift to read it."
+            )
+        try:
+            config: TrainConfig = _parse(cls, content, "config")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no valid config: {error}") from error
+        return config
+
+
+def _require(holds: bool, name: str, rule: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"Expected `{name}` to be {rule}, but got {value!r}.")
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """Read JSON into the type of a field, strictly: an unknown or missing field is an error."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        return _parse_dataclass(kind, value, where)
+    if origin in (Union, UnionType) and NoneType in arguments:
+        return None if value is None else _parse(arguments[0], value, where)
+    if origin is tuple:
+        _expect(isinstance(value, list), where, "a list", value)
+        return tuple(_parse(arguments[0], entry, f"{where}[{index}]") for index, entry in enumerate(value))
+    if origin is Literal:
+        _expect(value in arguments, where, f"one of {', '.join(map(str, arguments))}", value)
+        return value
+    if kind is float:
+        _expect(isinstance(value, int | float) and not isinstance(value, bool), where, "a number", value)
+        return float(value)
+    if kind in (bool, int, str):
+        _expect(type(value) is kind, where, f"of type {kind.__name__}", value)
+        return value
+    _expect(isinstance(value, dict), where, "an object of options", value)
+    for name, option in value.items():
+        _expect(isinstance(option, bool | int | float | str), f"{where}.{name}", "a number or text", option)
+    return dict(value)
+
+
+def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
+    _expect(isinstance(value, dict), where, "an object", value)
+    kinds = get_type_hints(kind)
+    names = [entry.name for entry in fields(kind)]
+    unknown = [name for name in value if name not in names]
+    if unknown:
+        raise ValueError(f"{where} has no field {unknown[0]!r}; it has {', '.join(names)}.")
+    return kind(**{name: _parse(kinds[name], entry, f"{where}.{name}") for name, entry in value.items()})
+
+
+def _expect(holds: bool, where: str, rule: str, value: object) -> None:
+    if not holds:
+        raise ValueError(f"Expected `{where}` to be {rule}, but got {value!r}.")

@@ -1,0 +1,182 @@
+"""A run folder: config, metrics, weights, predictions; whatever is in it was written whole."""
+
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import priorshift
+from priorshift._files import written_whole
+from priorshift.data import ImageSet
+from priorshift.predictions import Predictions
+from priorshift.training.build import build_model, carried_prior, load_data
+from priorshift.training.config import TrainConfig
+
+_METADATA_KEY = "priorshift"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of one run.
+
+    Args:
+        folder: The run folder.
+    """
+
+    folder: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config, `config.json`."""
+        return self.folder / "config.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One JSON object per epoch, `metrics.jsonl`."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def weights_file(self) -> Path:
+        """The weights and how far they were trained, `model.safetensors`."""
+        return self.folder / "model.safetensors"
+
+    def predictions_file(self, split: str) -> Path:
+        """The predictions on a split, `predictions-test.safetensors`."""
+        return self.folder / f"predictions-{split}.safetensors"
+
+    def config(self) -> TrainConfig:
+        """The config of the run.
+
+        Raises:
+            FileNotFoundError: If the folder is no run folder.
+            ValueError: If the config cannot be read.
+        """
+        if not self.config_file.is_file():
+            raise FileNotFoundError(f"{self.folder} is no run folder: it has no config.json.")
+        return TrainConfig.load(self.config_file)
+
+    def finished(self, config: TrainConfig) -> bool:
+        """Whether this folder holds a complete training of exactly this config."""
+        try:
+            return self.config() == config and self.load_weights()[1]["completed"] is True
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def begin(self, config: TrainConfig) -> None:
+        """Write the config and drop what an earlier run left: its weights, metrics and predictions."""
+        for file in (self.weights_file, self.metrics_file, *self.folder.glob("predictions-*.safetensors")):
+            file.unlink(missing_ok=True)
+        config.save(self.config_file)
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add a line to the metrics."""
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def save_weights(self, model: nn.Module, *, stage: int, epochs: int, completed: bool) -> None:
+        """Write the weights with the stage that they are in and the number of epochs that they finished."""
+        facts = {"stage": stage, "epochs": epochs, "completed": completed}
+        with written_whole(self.weights_file) as temporary:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
+                temporary,
+                metadata={_METADATA_KEY: json.dumps(facts)},
+            )
+
+    def load_weights(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The weights, and in which stage and after how many epochs they were written.
+
+        Raises:
+            FileNotFoundError: If the run has no weights yet.
+            ValueError: If the file is truncated or not ours.
+        """
+        if not self.weights_file.is_file():
+            raise FileNotFoundError(f"{self.folder} has no weights yet: train it first.")
+        try:
+            with safe_open(self.weights_file, framework="pt") as file:
+                facts = json.loads((file.metadata() or {})[_METADATA_KEY])
+                return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise ValueError(f"{self.weights_file} is truncated or no weights file ({error}).") from error
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a config: `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ValueError: If there is no such device on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"Expected `device` to be auto or one of this machine, but got {name!r}.") from error
+    return device
+
+
+@torch.no_grad()
+def collect_logits(model: nn.Module, data: ImageSet, device: torch.device) -> Tensor:
+    """Logits of every image in order, `[N, C]`, float32, on the CPU; the model ends in evaluation mode."""
+    model.eval()
+    batches = torch.split(data.pixels(device), 1024)
+    return torch.cat([model(batch).float() for batch in batches]).cpu()
+
+
+def predict(folder: Path, split: str = "test") -> Predictions:
+    """Predict with a trained run on one of its splits, with the carried prior and the facts of the run.
+
+    Args:
+        folder: The run folder.
+        split: "train", "validation" or "test".
+
+    Raises:
+        FileNotFoundError: If the folder is no run folder, or not trained yet.
+        ValueError: If a file in it cannot be read or the split does not exist.
+    """
+    run = Run(folder)
+    config = run.config()
+    weights, progress = run.load_weights()
+    splits = load_data(config.data)
+    data = splits.named(split)
+    device = resolve_device(config.device)
+    model = build_model(config.model, data, config.seed).to(device)
+    model.load_state_dict(weights)
+    carried, carried_by = carried_prior(config.stages[progress["stage"]], splits.train)
+    return Predictions(
+        logits=collect_logits(model, data, device),
+        labels=data.labels,
+        carried=carried,
+        carried_by=carried_by,
+        class_names=data.class_names,
+        train_counts=splits.train.counts,
+        method=config.method,
+        fingerprint=data.fingerprint,
+        facts={
+            "seed": config.seed,
+            "split": split,
+            "train_fingerprint": splits.train.fingerprint,
+            "training": "completed"
+            if progress["completed"]
+            else f"stopped after {progress['epochs']} epochs",
+            **environment(device),
+        },
+    )
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions and hardware, for the record of a run."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "priorshift": priorshift.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": f"{device.type} ({hardware}), {torch.get_num_threads()} threads",
+    }

@@ -1,0 +1,735 @@
+"""Training: configs, schedules, the loop and what a run folder holds."""
+
+import json
+import math
+import re
+from dataclasses import FrozenInstanceError, asdict, fields, replace
+from hashlib import blake2b
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from priorshift import Prior, recipes
+from priorshift.data.sources import digits_lt
+from priorshift.models import SmallCNN
+from priorshift.training import (
+    Augmentation,
+    NonFiniteLossError,
+    Optimizer,
+    Part,
+    Run,
+    Stage,
+    TrainConfig,
+    carried_prior,
+    loop,
+    predict,
+    run,
+    train,
+)
+from priorshift.training.build import build_model
+from priorshift.training.config import SCHEMA_VERSION
+from priorshift.training.loop import plan
+from priorshift.training.run import resolve_device
+from priorshift.training.schedule import learning_rate
+from priorshift.training.seeds import derived_seed
+
+STEPS = 5
+"""Steps of an epoch: 276 images in batches of 64."""
+SOURCE = Prior([100, 64, 41, 27, 17, 11, 7, 4, 3, 2])
+
+
+def tiny_config(*losses, **changes):
+    """Two epochs of a very small network, once for each loss."""
+    stages = tuple(
+        Stage(loss=Part(name=name), epochs=2, optimizer=Optimizer(lr=0.05) if index == 0 else None)
+        for index, name in enumerate(losses or ("cross-entropy",))
+    )
+    parts = {
+        "method": "Softmax",
+        "data": Part(name="digits-lt"),
+        "model": Part(name="small-cnn", options={"width": 4}),
+        "stages": stages,
+        "batch_size": 64,
+        "augmentation": Augmentation(shift=1),
+        "device": "cpu",
+    }
+    return TrainConfig(**(parts | changes))
+
+
+def two_epochs(config):
+    return replace(config, device="cpu", stages=tuple(replace(stage, epochs=2) for stage in config.stages))
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    return train(tiny_config(), tmp_path_factory.mktemp("runs") / "finished")
+
+
+def lines(run):
+    return [json.loads(line) for line in run.metrics_file.read_text(encoding="utf-8").splitlines()]
+
+
+def same_weights(first, second):
+    ours, theirs = load_file(first.weights_file), load_file(second.weights_file)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# Configs
+
+
+@pytest.mark.parametrize("recipe", recipes.__all__)
+def test_every_recipe_survives_json(recipe, tmp_path):
+    config = getattr(recipes, recipe)()
+    config.save(tmp_path / "config.json")
+    assert TrainConfig.load(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize("recipe", recipes.__all__)
+def test_every_recipe_builds_and_takes_two_epochs(recipe, tmp_path):
+    config = two_epochs(getattr(recipes, recipe)())
+    run = train(config, tmp_path / "run")
+    assert run.finished(config)
+    assert lines(run)[1]["loss"] < lines(run)[0]["loss"]
+    assert predict(run.folder).method == config.method
+
+
+def test_recipes_have_methods_of_their_own():
+    methods = [getattr(recipes, recipe)().method for recipe in recipes.__all__]
+    assert len(set(methods)) == len(methods)
+
+
+def test_a_config_with_every_field_changed_survives_json(tmp_path):
+    config = TrainConfig(
+        method="Größe 大",
+        data=Part(name="digits-lt", options={"imbalance": 10.0, "profile": "step"}),
+        model=Part(name="small-cnn", options={"width": 8}),
+        stages=(
+            Stage(
+                loss=Part(name="cross-entropy"),
+                epochs=3,
+                optimizer=Optimizer(
+                    lr=0.3,
+                    momentum=0.5,
+                    nesterov=True,
+                    weight_decay=1e-3,
+                    warmup_epochs=0.5,
+                    schedule="multistep",
+                    milestones=(1.0, 2.5),
+                    decay=0.2,
+                ),
+            ),
+            Stage(loss=Part(name="lade", options={"alpha": 0.1, "lam": 0.01}), epochs=1, optimizer=None),
+        ),
+        batch_size=32,
+        augmentation=Augmentation(shift=2, flip=True),
+        seed=7,
+        device="cuda:1",
+    )
+    config.save(tmp_path / "config.json")
+    loaded = TrainConfig.load(tmp_path / "config.json")
+    assert loaded == config
+    assert isinstance(loaded.stages, tuple) and isinstance(loaded.stages[0].optimizer.milestones, tuple)
+
+
+def test_a_field_left_out_has_its_default(tmp_path):
+    content = {"schema_version": 1, **asdict(tiny_config())}
+    del content["seed"], content["augmentation"], content["stages"][0]["optimizer"]
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    loaded = TrainConfig.load(tmp_path / "config.json")
+    assert (loaded.seed, loaded.augmentation) == (0, Augmentation())
+    assert loaded.stages[0].optimizer == Optimizer()
+
+
+def edited(change):
+    content = {"schema_version": SCHEMA_VERSION, **asdict(tiny_config())}
+    change(content)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.update(sede=1), "config has no field 'sede'; it has method, data, model"),
+        (lambda c: c["stages"][0].update(epoch=1), r"config.stages\[0\] has no field 'epoch'"),
+        (lambda c: c["stages"][0]["optimizer"].update(rate=1), r"optimizer has no field 'rate'; it has lr"),
+        (lambda c: c.pop("method"), "method"),
+        (lambda c: c["data"].pop("name"), "name"),
+        (lambda c: c.update(seed="1"), "`config.seed` to be of type int, but got '1'"),
+        (lambda c: c.update(seed=True), "`config.seed` to be of type int, but got True"),
+        (lambda c: c.update(seed=1.5), "`config.seed` to be of type int, but got 1.5"),
+        (lambda c: c.update(method=None), "`config.method` to be of type str, but got None"),
+        (lambda c: c.update(stages={}), "`config.stages` to be a list"),
+        (lambda c: c.update(stages=[]), "`stages` to be not empty"),
+        (lambda c: c.update(model="small-cnn"), "`config.model` to be an object, but got 'small-cnn'"),
+        (lambda c: c["model"].update(options=[4]), "`config.model.options` to be an object of options"),
+        (lambda c: c["model"]["options"].update(width=[4]), r"`config.model.options.width` to be a number"),
+        (
+            lambda c: c["stages"][0]["optimizer"].update(lr="fast"),
+            "optimizer.lr` to be a number, but got 'fast'",
+        ),
+        (lambda c: c["stages"][0]["optimizer"].update(lr=True), "optimizer.lr` to be a number, but got True"),
+        (lambda c: c["stages"][0]["optimizer"].update(lr=-1), "`lr` to be positive, but got -1"),
+        (lambda c: c["stages"][0]["optimizer"].update(lr=math.nan), "`lr` to be positive, but got nan"),
+        (
+            lambda c: c["stages"][0]["optimizer"].update(schedule="linear"),
+            "one of constant, cosine, multistep",
+        ),
+        (lambda c: c["stages"][0].update(epochs=0), "`epochs` to be positive, but got 0"),
+        (lambda c: c["stages"][0].update(optimizer=None), "first of the `stages` to have an `optimizer`"),
+        (lambda c: c.update(schema_version=SCHEMA_VERSION + 1), "newer priorshift .* Upgrade priorshift"),
+        (lambda c: c.pop("schema_version"), "is no config of priorshift"),
+        (lambda c: c.update(schema_version="1"), "is no config of priorshift"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_in_one_sentence(change, words, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(edited(change)))
+    with pytest.raises(ValueError, match=words) as caught:
+        TrainConfig.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\xfe"])
+def test_what_is_no_config_is_refused_by_name(content, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json (holds no JSON|is no config)"):
+        TrainConfig.load(path)
+
+
+def test_a_missing_config_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        TrainConfig.load(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Augmentation(shift=-1), "`shift` to be non-negative, but got -1"),
+        (lambda: Optimizer(lr=0.0), "`lr` to be positive"),
+        (lambda: Optimizer(momentum=1.0), r"`momentum` to be in \[0, 1\)"),
+        (lambda: Optimizer(weight_decay=-1.0), "`weight_decay` to be non-negative"),
+        (lambda: Optimizer(warmup_epochs=-1.0), "`warmup_epochs` to be non-negative"),
+        (lambda: Optimizer(decay=0.0), "`decay` to be positive"),
+        (lambda: Stage(loss=Part(name="cross-entropy"), epochs=0), "`epochs` to be positive"),
+        (lambda: tiny_config(batch_size=0), "`batch_size` to be positive"),
+        (lambda: tiny_config(seed=-1), "`seed` to be non-negative"),
+        (lambda: tiny_config(stages=()), "`stages` to be not empty"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_where_it_is_made(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_configs_are_frozen_and_made_by_keyword():
+    for kind in (TrainConfig, Stage, Optimizer, Augmentation, Part):
+        assert all(entry.kw_only for entry in fields(kind))
+        with pytest.raises(FrozenInstanceError):
+            setattr(tiny_config() if kind is TrainConfig else kind(**MINIMAL[kind]), fields(kind)[0].name, 1)
+
+
+MINIMAL = {
+    Stage: {"loss": Part(name="cross-entropy"), "epochs": 1},
+    Optimizer: {},
+    Augmentation: {},
+    Part: {"name": "cross-entropy"},
+}
+
+
+# The schedule
+
+
+def learning_rates(optimizer, *, epochs, steps_per_epoch=4):
+    total = epochs * steps_per_epoch
+    return [
+        learning_rate(optimizer, step, steps_per_epoch=steps_per_epoch, total_steps=total)
+        for step in range(total)
+    ]
+
+
+def torch_rates(make, *, steps, lr):
+    """The rates that a scheduler of torch gives, step by step."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = make(optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def test_a_cosine_is_that_of_torch():
+    ours = learning_rates(Optimizer(lr=0.3, schedule="cosine"), epochs=6)
+    theirs = torch_rates(lambda sgd: torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 24), steps=24, lr=0.3)
+    assert ours == pytest.approx(theirs, rel=1e-12)
+
+
+def test_multistep_is_that_of_torch():
+    optimizer = Optimizer(lr=0.3, schedule="multistep", milestones=(2.0, 3.5), decay=0.1)
+    theirs = torch_rates(
+        lambda sgd: torch.optim.lr_scheduler.MultiStepLR(sgd, [8, 14], 0.1), steps=24, lr=0.3
+    )
+    assert learning_rates(optimizer, epochs=6) == pytest.approx(theirs, rel=1e-12)
+
+
+def test_constant_stays():
+    assert learning_rates(Optimizer(lr=0.3, schedule="constant"), epochs=3) == [0.3] * 12
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "multistep"])
+def test_a_warm_up_rises_in_equal_steps_to_the_base_rate_and_then_the_schedule_begins(schedule):
+    optimizer = Optimizer(lr=0.8, schedule=schedule, warmup_epochs=1.0, milestones=(3.0,), decay=0.5)
+    rates = learning_rates(optimizer, epochs=5)
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    rest = {
+        "constant": [0.8] * 16,
+        "cosine": [0.4 * (1 + math.cos(math.pi * step / 16)) for step in range(16)],
+        "multistep": [0.8] * 8 + [0.4] * 8,
+    }
+    assert rates[4:] == pytest.approx(rest[schedule])
+
+
+@given(
+    st.sampled_from(["constant", "cosine", "multistep"]),
+    st.floats(0, 4),
+    st.integers(1, 6),
+    st.integers(1, 7),
+)
+def test_the_rate_is_positive_and_never_above_the_base(schedule, warmup, epochs, steps_per_epoch):
+    optimizer = Optimizer(lr=0.1, schedule=schedule, warmup_epochs=warmup, milestones=(1.0, 2.0))
+    rates = learning_rates(optimizer, epochs=epochs, steps_per_epoch=steps_per_epoch)
+    assert all(0 < rate <= 0.1 * (1 + 1e-12) for rate in rates)
+
+
+# The plan
+
+
+def test_a_stage_without_optimizer_goes_on_with_the_schedule_before():
+    first, second = Optimizer(lr=0.1), Optimizer(lr=0.01)
+    loss = Part(name="cross-entropy")
+    config = tiny_config(
+        stages=(
+            Stage(loss=loss, epochs=3, optimizer=first),
+            Stage(loss=loss, epochs=2, optimizer=None),
+            Stage(loss=loss, epochs=1, optimizer=None),
+            Stage(loss=loss, epochs=4, optimizer=second),
+        )
+    )
+    epochs = list(plan(config, 5))
+    assert [epoch.number for epoch in epochs] == list(range(10))
+    assert [epoch.stage for epoch in epochs] == [0, 0, 0, 1, 1, 2, 3, 3, 3, 3]
+    assert [epoch.fresh for epoch in epochs] == [True] + [False] * 5 + [True] + [False] * 3
+    assert [epoch.settings for epoch in epochs] == [first] * 6 + [second] * 4
+    assert [epoch.total_steps for epoch in epochs] == [30] * 6 + [20] * 4
+    assert [step for epoch in epochs for step in epoch.scheduled] == [*range(30), *range(20)]
+
+
+def test_one_stage_spans_itself():
+    epochs = list(plan(tiny_config(), 5))
+    assert [(epoch.scheduled, epoch.total_steps) for epoch in epochs] == [
+        (range(0, 5), 10),
+        (range(5, 10), 10),
+    ]
+
+
+# Seeds
+
+
+def test_seeds_of_different_places_differ():
+    places = [
+        (seed, *where)
+        for seed in range(20)
+        for where in (
+            [("weights",)]
+            + [("order", epoch) for epoch in range(20)]
+            + [("augmentation", epoch, step) for epoch in range(20) for step in range(20)]
+        )
+    ]
+    seeds = {derived_seed(*place) for place in places}
+    assert len(seeds) == len(places)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derived_seed(1, 23) != derived_seed(12, 3)
+    assert derived_seed(0, "order", 1) != derived_seed(0, "order", "1")
+
+
+def test_seeds_are_the_same_everywhere():
+    assert derived_seed(0, "order", 1) == 7021862330116196507
+    digest = blake2b(b"(3, 'weights')", digest_size=8).digest()
+    assert derived_seed(3, "weights") == int.from_bytes(digest, "big") // 2
+
+
+# Models
+
+
+def test_the_small_network_gives_a_logit_for_each_class_at_any_size():
+    model = SmallCNN(3, 7, width=4)
+    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 7)
+    assert model(torch.zeros(2, 3, 9, 5)).shape == (2, 7)
+    assert model.eval()(torch.zeros(1, 3, 8, 8)).shape == (1, 7)
+
+
+def test_every_parameter_of_the_small_network_learns():
+    model = SmallCNN(1, 3, width=4)
+    torch.nn.functional.cross_entropy(model(torch.rand(6, 1, 8, 8)), torch.arange(6) % 3).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    data, part = digits_lt().test, Part(name="small-cnn", options={"width": 4})
+    first = build_model(part, data, 1).state_dict()
+    torch.manual_seed(42)
+    state = torch.get_rng_state()
+    again, other = build_model(part, data, 1).state_dict(), build_model(part, data, 2).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
+    assert first["classifier.weight"].shape == (10, 8)
+
+
+# What a stage carries
+
+
+@pytest.mark.parametrize(
+    ("loss", "carried", "by"),
+    [
+        (Part(name="cross-entropy"), SOURCE, "theory"),
+        (Part(name="balanced-softmax"), Prior.uniform(10), "theory"),
+        (Part(name="logit-adjusted", options={"tau": 0.5}), SOURCE.tempered(0.5), "theory"),
+        (Part(name="lade", options={"alpha": 0.1, "lam": 0.1}), Prior.uniform(10), "theory"),
+        (
+            Part(name="lade", options={"alpha": 0.1, "lam": 0.1, "variant": "released"}),
+            Prior.uniform(10),
+            "convention",
+        ),
+    ],
+)
+def test_a_stage_carries_what_its_loss_and_its_images_say(loss, carried, by):
+    prior, right = carried_prior(Stage(loss=loss, epochs=1), digits_lt().train)
+    np.testing.assert_allclose(prior.probs, carried.probs, rtol=1e-12)
+    assert right == by
+
+
+def test_a_run_carries_what_its_last_stage_carries(tmp_path):
+    deferred = train(tiny_config("cross-entropy", "balanced-softmax"), tmp_path / "deferred")
+    assert predict(deferred.folder).carried == Prior.uniform(10)
+    reverse = train(tiny_config("balanced-softmax", "cross-entropy"), tmp_path / "reverse")
+    assert predict(reverse.folder).carried == SOURCE
+
+
+def test_a_run_stopped_in_its_first_stage_carries_what_that_stage_carries(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config("cross-entropy", "balanced-softmax"), tmp_path / "run", on_epoch=stop_after(1))
+    assert predict(tmp_path / "run").carried == SOURCE
+
+
+# The loop
+
+
+def test_the_same_config_gives_the_same_weights_whatever_ran_before(tmp_path, finished_run):
+    torch.manual_seed(77)
+    state = torch.get_rng_state()
+    again = train(tiny_config(), tmp_path / "again")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same_weights(again, finished_run)
+    assert [line["loss"] for line in lines(again)] == [line["loss"] for line in lines(finished_run)]
+    assert torch.equal(predict(again.folder).logits, predict(finished_run.folder).logits)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"augmentation": Augmentation()},
+        {"batch_size": 32},
+        {"data": Part(name="digits-lt", options={"split_seed": 1})},
+    ],
+)
+def test_another_config_gives_other_weights(tmp_path, finished_run, changes):
+    assert not same_weights(train(tiny_config(**changes), tmp_path / "other"), finished_run)
+
+
+def test_two_epochs_reach_the_losses_they_always_did(finished_run):
+    assert [line["loss"] for line in lines(finished_run)] == pytest.approx([2.3959, 2.2025], rel=5e-4)
+
+
+def test_training_follows_a_plain_loop_written_out(tmp_path):
+    """Nesterov momentum and weight decay by hand (Sutskever et al. as torch has it), without augmentation."""
+    optimizer = Optimizer(lr=0.2, momentum=0.8, nesterov=True, weight_decay=0.01, warmup_epochs=1.0)
+    stage = Stage(loss=Part(name="cross-entropy"), epochs=2, optimizer=optimizer)
+    config = tiny_config(stages=(stage,), augmentation=Augmentation())
+    ours = load_file(train(config, tmp_path / "run").weights_file)
+
+    data = digits_lt().train
+    model = build_model(config.model, data, derived_seed(0, "weights"))
+    model.train()
+    images, labels = data.images.float() / 16, data.labels
+    velocity = [torch.zeros_like(parameter) for parameter in model.parameters()]
+    rates = [0.04, 0.08, 0.12, 0.16, 0.2] + [0.1 * (1 + math.cos(math.pi * step / 5)) for step in range(5)]
+    for epoch in range(2):
+        generator = torch.Generator().manual_seed(derived_seed(0, "order", epoch))
+        order = torch.randperm(276, generator=generator)
+        for step in range(STEPS):
+            rows = order[64 * step : 64 * step + 64]
+            logits = model(images[rows])
+            loss = -logits.log_softmax(dim=1)[torch.arange(len(rows)), labels[rows]].mean()
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            with torch.no_grad():
+                for parameter, gradient, speed in zip(model.parameters(), gradients, velocity, strict=True):
+                    force = gradient + 0.01 * parameter
+                    speed.mul_(0.8).add_(force)
+                    parameter -= rates[STEPS * epoch + step] * (force + 0.8 * speed)
+    for name, tensor in model.state_dict().items():
+        np.testing.assert_allclose(ours[name], tensor, rtol=2e-3, atol=2e-4)
+
+
+def test_metrics_hold_one_line_for_each_epoch_and_on_epoch_hears_the_same(tmp_path):
+    heard = []
+    run = train(tiny_config("cross-entropy", "balanced-softmax"), tmp_path / "run", on_epoch=heard.append)
+    assert lines(run) == heard
+    assert [(line["epoch"], line["epochs"], line["stage"]) for line in heard] == [
+        (1, 4, 0),
+        (2, 4, 0),
+        (3, 4, 1),
+        (4, 4, 1),
+    ]
+    last = [0.025 * (1 + math.cos(math.pi * (5 * epoch + 4) / 20)) for epoch in range(4)]
+    assert [line["lr"] for line in heard] == pytest.approx(last)
+
+
+def test_validation_accuracy_is_balanced_and_compensated(finished_run):
+    validation = predict(finished_run.folder, "validation")
+    compensated = validation.logits.double() - SOURCE.log_probs
+    right = (compensated.argmax(dim=1) == validation.labels).double()
+    by_class = [right[validation.labels == label].mean().item() for label in range(10)]
+    assert lines(finished_run)[-1]["validation_balanced_accuracy"] == pytest.approx(np.mean(by_class))
+
+
+def test_training_learns(tmp_path):
+    stage = Stage(loss=Part(name="balanced-softmax"), epochs=20, optimizer=Optimizer(lr=0.1))
+    model = Part(name="small-cnn", options={"width": 16})
+    run = train(tiny_config(stages=(stage,), model=model), tmp_path / "run")
+    assert lines(run)[-1]["validation_balanced_accuracy"] > 0.6
+
+
+# What stops a run
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data": Part(name="nowhere")}, "no data 'nowhere'; there are digits-lt"),
+        (
+            {"data": Part(name="digits-lt", options={"size": 3})},
+            "data 'digits-lt' has no option 'size'; it has",
+        ),
+        ({"data": Part(name="digits-lt", options={"max_count": 5000})}, "5000"),
+        ({"model": Part(name="large-cnn")}, "no model 'large-cnn'; there are .*small-cnn"),
+        ({"model": Part(name="small-cnn", options={"depth": 3})}, "no option 'depth'; it has .*width"),
+        ({"model": Part(name="small-cnn", options={"width": "wide"})}, "model 'small-cnn' cannot be built"),
+        (
+            {"stages": tiny_config("cross-entropy", "hope").stages},
+            "no loss 'hope'; there are .*cross-entropy",
+        ),
+        ({"stages": tiny_config("cross-entropy", "lade").stages}, "loss 'lade' cannot be built: .*alpha"),
+        ({"device": "cuda:99"}, "`device` to be auto or one of this machine, but got 'cuda:99'"),
+        ({"device": "toaster"}, "`device` .* but got 'toaster'"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_anything_is_written(changes, words, tmp_path):
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    (earlier / "model.safetensors").write_bytes(b"precious")
+    for folder in (tmp_path / "new", earlier):
+        with pytest.raises(ValueError, match=words):
+            train(tiny_config(**changes), folder)
+    assert not (tmp_path / "new").exists()
+    assert [file.name for file in earlier.iterdir()] == ["model.safetensors"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    stage = Stage(loss=Part(name="cross-entropy"), epochs=3, optimizer=Optimizer(lr=1e30))
+    with pytest.raises(NonFiniteLossError, match=r"The loss was (nan|inf) at step \d+ \(epoch [123]\)"):
+        train(tiny_config(stages=(stage,)), tmp_path / "run")
+    assert not Run(tmp_path / "run").finished(tiny_config(stages=(stage,)))
+    assert not Run(tmp_path / "run").weights_file.exists()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_the_step_whose_loss_was_not_finite_is_named(tmp_path, monkeypatch, value):
+    class BreaksAtStep(torch.nn.Module):
+        calls = 0
+
+        def forward(self, logits, labels):
+            self.calls += 1
+            return logits.mean() * 0 + (value if self.calls == 8 else 1.0)
+
+    monkeypatch.setattr(loop, "build_loss", lambda part, source: BreaksAtStep())
+    with pytest.raises(NonFiniteLossError, match=rf"was {value} at step 7 \(epoch 2\)"):
+        train(tiny_config(), tmp_path / "run")
+    assert len(lines(Run(tmp_path / "run"))) == 1
+
+
+def stop_after(epochs):
+    def on_epoch(record):
+        if record["epoch"] == epochs:
+            raise KeyboardInterrupt
+
+    return on_epoch
+
+
+def test_an_interrupted_run_can_be_predicted_with_and_says_so(tmp_path, finished_run):
+    config = tiny_config("cross-entropy", "cross-entropy")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", on_epoch=stop_after(3))
+    run = Run(tmp_path / "run")
+    assert not run.finished(config)
+    assert run.config() == config
+    assert len(lines(run)) == 3
+    predictions = predict(run.folder)
+    assert predictions.facts["training"] == "stopped after 3 epochs"
+    assert predictions.logits.isfinite().all()
+    assert predict(finished_run.folder).facts["training"] == "completed"
+
+
+def test_an_interrupt_in_the_middle_of_an_epoch_keeps_the_weights_of_that_moment(tmp_path, monkeypatch):
+    def interrupting(settings, step, **options):
+        if step == 7:
+            raise KeyboardInterrupt
+        return learning_rate(settings, step, **options)
+
+    monkeypatch.setattr(loop, "learning_rate", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config(), tmp_path / "run")
+    weights, progress = Run(tmp_path / "run").load_weights()
+    assert progress == {"stage": 0, "epochs": 1, "completed": False}
+    assert weights["features.1.num_batches_tracked"] == 7
+    assert predict(tmp_path / "run").facts["training"] == "stopped after 1 epochs"
+
+
+def test_training_again_after_an_interrupt_gives_the_uninterrupted_run(tmp_path, finished_run):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_config(), tmp_path / "run", on_epoch=stop_after(1))
+    predict(tmp_path / "run").save(Run(tmp_path / "run").predictions_file("test"))
+    again = train(tiny_config(), tmp_path / "run")
+    assert same_weights(again, finished_run)
+    assert len(lines(again)) == 2
+    assert not again.predictions_file("test").exists()
+
+
+# The run folder
+
+
+def test_a_finished_run_is_finished_for_exactly_its_config(finished_run, tmp_path):
+    assert finished_run.finished(tiny_config())
+    for changes in ({"seed": 1}, {"method": "other"}, {"device": "auto"}, {"batch_size": 63}):
+        assert not finished_run.finished(tiny_config(**changes))
+    assert not Run(tmp_path / "nowhere").finished(tiny_config())
+
+
+def copy_of(run, folder):
+    folder.mkdir()
+    for file in run.folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return Run(folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.999])
+def test_truncated_weights_are_not_a_finished_run(finished_run, tmp_path, share):
+    run = copy_of(finished_run, tmp_path / "run")
+    content = run.weights_file.read_bytes()
+    assert run.finished(tiny_config())
+    run.weights_file.write_bytes(content[: int(share * len(content))])
+    assert not run.finished(tiny_config())
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated"):
+        predict(run.folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_not_a_finished_run(finished_run, tmp_path, name):
+    run = copy_of(finished_run, tmp_path / "run")
+    (run.folder / name).unlink()
+    assert not run.finished(tiny_config())
+    with pytest.raises(FileNotFoundError, match=re.escape(str(run.folder))):
+        predict(run.folder)
+
+
+def test_a_truncated_config_is_not_a_finished_run(finished_run, tmp_path):
+    run = copy_of(finished_run, tmp_path / "run")
+    run.config_file.write_text(run.config_file.read_text()[:50])
+    assert not run.finished(tiny_config())
+
+
+def test_weights_of_another_program_are_refused(finished_run, tmp_path):
+    run = copy_of(finished_run, tmp_path / "run")
+    save_file(load_file(run.weights_file), run.weights_file)
+    with pytest.raises(ValueError, match="no weights file"):
+        run.load_weights()
+
+
+def test_predictions_state_the_truth_about_their_run(finished_run):
+    splits = digits_lt()
+    for split in ("train", "validation", "test"):
+        predictions = predict(finished_run.folder, split)
+        images = splits.named(split)
+        assert torch.equal(predictions.labels, images.labels)
+        assert predictions.fingerprint == images.fingerprint
+        assert predictions.train_counts.tolist() == splits.train.counts.tolist()
+        assert predictions.class_names == tuple("0123456789")
+        assert (predictions.method, predictions.carried_by) == ("Softmax", "theory")
+        assert predictions.carried == SOURCE
+        facts = predictions.facts
+        assert (facts["seed"], facts["split"]) == (0, split)
+        assert facts["train_fingerprint"] == splits.train.fingerprint
+        assert facts["torch"] == torch.__version__
+        assert facts["device"].startswith("cpu")
+        assert {"priorshift", "python"} <= facts.keys()
+
+
+def test_predictions_are_the_logits_of_the_network_in_evaluation_mode(finished_run):
+    images = digits_lt().test
+    model = SmallCNN(1, 10, width=4)
+    model.load_state_dict(load_file(finished_run.weights_file))
+    model.eval()
+    with torch.no_grad():
+        expected = torch.cat([model(image[None].float() / 16) for image in images.images[:40]])
+    np.testing.assert_allclose(predict(finished_run.folder).logits[:40], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unknown_split_is_refused(finished_run):
+    with pytest.raises(ValueError, match="`split` to be one of"):
+        predict(finished_run.folder, "dev")
+
+
+# Devices
+
+
+def test_a_device_is_found_automatically(tmp_path):
+    assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+    config = tiny_config(device="auto")
+    assert train(config, tmp_path / "run").finished(config)
+    assert predict(tmp_path / "run").logits.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"),
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_automatic_prefers_cuda_then_mps(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(run.torch, "zeros", lambda *arguments, **options: None)
+    assert resolve_device("auto").type == expected
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_as_a_cpu_does(tmp_path, finished_run):
+    on_gpu = train(tiny_config(device="cuda"), tmp_path / "run")
+    for ours, theirs in zip(lines(on_gpu), lines(finished_run), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
