@@ -1,0 +1,16 @@
+from .figures import plot_class_accuracy as plot_class_accuracy
+from .figures import plot_class_probs as plot_class_probs
+from .figures import plot_mixes as plot_mixes
+from .figures import plot_reliability as plot_reliability
+from .measures import ByClass as ByClass
+from .measures import ClassRow as ClassRow
+from .measures import PooledReliability as PooledReliability
+from .measures import class_accuracies as class_accuracies
+from .measures import class_probs as class_probs
+from .measures import compensation_gains as compensation_gains
+from .measures import pooled_reliability as pooled_reliability
+from .page import write_report as write_report
+from .tables import Table as Table
+from .tables import comparison_table as comparison_table
+from .tables import console as console
+from .tables import markdown as markdown

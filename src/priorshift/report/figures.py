@@ -1,0 +1,284 @@
+"""Figures: each draws data on a Matplotlib Axes and returns it, and touches no global state.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers, and a method has the same one in every
+figure. Dashed is a method as trained, solid is compensated. Text and lines that are no data take the colours
+of the reader's own Matplotlib settings.
+
+Reference:
+    Okabe and Ito, *Color universal design*, 2008.
+"""
+
+import re
+from collections.abc import Sequence
+from itertools import cycle
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from priorshift.evaluation import Comparison, Spread
+from priorshift.report.measures import ByClass, PooledReliability
+from priorshift.report.tables import mix_name
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = "os^DvPX"
+_WIDE = (4.8, 3.5)
+_SMALL = (3.3, 2.7)
+
+
+def method_colors(methods: Sequence[str]) -> dict[str, str]:
+    """The colour of each method, by order; from the seventh on they repeat, told apart by their markers."""
+    return dict(zip(methods, cycle(PALETTE), strict=False))
+
+
+def plot_mixes(comparison: Comparison, ax: Axes | None = None) -> Axes:
+    """Accuracy over the class mixes: a line per method as trained and compensated, bands of ± one sd.
+
+    Args:
+        comparison: What `priorshift.evaluation.compare` returned.
+        ax: Axes to draw on; without it, on those of a new Figure.
+    """
+    ax = ax or _new_axes(_WIDE)
+    methods = tuple(dict.fromkeys(row.method for row in comparison.rows))
+    for row in comparison.rows:
+        spreads = [row.spreads[mix]["accuracy"] for mix in comparison.mixes]
+        _plot_line(ax, list(range(len(spreads))), spreads, methods, row.method, row.compensated, scale=100)
+    _label_mixes(ax, comparison.mixes)
+    ax.set_ylabel("Accuracy (%)")
+    _within_percent(ax)
+    _tidy(ax)
+    _method_legend(ax, methods)
+    return ax
+
+
+def plot_class_accuracy(by_class: ByClass, ax: Axes | None = None) -> Axes:
+    """Accuracy of each class against its training count, on a log axis that falls from left to right.
+
+    Args:
+        by_class: What `class_accuracies` returned.
+        ax: Axes to draw on; without it, on those of a new Figure.
+    """
+    ax = ax or _new_axes(_WIDE)
+    for row in by_class.rows:
+        _plot_line(
+            ax,
+            by_class.train_counts,
+            row.spreads,
+            by_class.methods,
+            row.method,
+            row.compensated,
+            scale=100,
+        )
+    if min(by_class.train_counts) > 0:
+        ax.set_xscale("log")
+    else:
+        ax.set_xscale("symlog", linthresh=1)
+    ticks = _round_counts(min(by_class.train_counts), max(by_class.train_counts))
+    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.invert_xaxis()
+    ax.set_xlabel("Training images of the class, frequent → rare (log scale)")
+    ax.set_ylabel("Accuracy of the class (%)")
+    _within_percent(ax)
+    _tidy(ax)
+    _method_legend(ax, by_class.methods)
+    return ax
+
+
+def plot_class_probs(by_class: ByClass, method: str, ax: Axes | None = None) -> Axes:
+    """Mean predicted probability of each class of one method against the uniform target.
+
+    Args:
+        by_class: What `class_probs` returned.
+        method: The method to draw.
+        ax: Axes to draw on; without it, on those of a new Figure.
+
+    Raises:
+        ValueError: If there is no such method.
+
+    Reference:
+        Hong et al., *Disentangling label distribution for long-tailed visual recognition*, CVPR 2021, Figure
+        2.
+    """
+    if method not in by_class.methods:
+        raise ValueError(f"Expected `method` to be one of {by_class.methods}, but got {method!r}.")
+    ax = ax or _new_axes(_SMALL)
+    places = list(range(len(by_class.names)))
+    ax.axhline(1 / len(places), color=_ink(), linewidth=1, linestyle=":", label="target")
+    for row in by_class.rows:
+        if row.method == method:
+            _plot_line(ax, places, row.spreads, by_class.methods, method, row.compensated, scale=1)
+    if len(places) <= 12:
+        _name_ticks(ax, [_literal(name, 9) for name in by_class.names])
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.set_xlabel("Class, by training count (0: most)")
+    # One scale for all methods, so that panels can be compared.
+    highest = max(spread.mean + (spread.sd or 0.0) for row in by_class.rows for spread in row.spreads)
+    ax.set_ylim(0, 1.08 * max(highest, 1 / len(places)))
+    ax.set_ylabel("Mean probability")
+    ax.set_title(_literal(method, 30))
+    _tidy(ax)
+    return ax
+
+
+def plot_reliability(diagram: PooledReliability, ax: Axes | None = None, *, color: str = PALETTE[0]) -> Axes:
+    """Reliability diagram: accuracy by bin of confidence, the gap to confidence, predictions per bin on top.
+
+    Args:
+        diagram: One of those that `pooled_reliability` returned.
+        ax: Axes to draw on; without it, on those of a new Figure. The predictions per bin get Axes of their
+            own above it.
+        color: Colour of the method.
+
+    Reference:
+        Guo et al., *On calibration of modern neural networks*, ICML 2017, Figure 1.
+    """
+    ax = ax or _new_axes((_SMALL[0], 3.2))
+    bins = diagram.bins
+    edges, accuracy, confidence = bins.edges.numpy(), bins.accuracy.numpy(), bins.confidence.numpy()
+    filled = ~np.isnan(accuracy)
+    left, width = edges[:-1][filled], np.diff(edges)[filled]
+    accuracy, confidence = accuracy[filled], confidence[filled]
+    fill, edge = (color, 0.55), "-" if diagram.compensated else (0, (2.5, 1.5))
+    ax.bar(
+        left,
+        accuracy,
+        width,
+        align="edge",
+        facecolor=fill,
+        edgecolor=color,
+        linewidth=0.9,
+        linestyle=edge,
+        label="accuracy",
+    )
+    ax.bar(
+        left,
+        confidence - accuracy,
+        width,
+        bottom=accuracy,
+        align="edge",
+        facecolor=(_ink(), 0.16),
+        edgecolor=_ink(),
+        linewidth=0.6,
+        label="gap to confidence",
+    )
+    ax.plot([0, 1], [0, 1], color=_ink(), linewidth=1, linestyle=":")
+    ax.set(xlim=(0, 1), ylim=(0, 1), ylabel="Accuracy")
+    ax.set_xlabel(f"Confidence (pooled ECE {diagram.error:.3f})")
+    _tidy(ax)
+    above = ax.inset_axes((0, 1.05, 1, 0.2))
+    counts = np.array(diagram.counts)[filled]
+    above.bar(
+        left, counts, width, align="edge", facecolor=fill, edgecolor=color, linewidth=0.9, linestyle=edge
+    )
+    above.set(xlim=(0, 1), xticks=[], yticks=[counts.max()], yticklabels=[f"{counts.max():,.0f}"])
+    above.spines[["top", "right"]].set_visible(False)
+    above.set_title(_literal(diagram.label, 34))
+    return ax
+
+
+def _new_axes(size: tuple[float, float]) -> Axes:
+    return Figure(figsize=size, layout="constrained").add_subplot()
+
+
+def _plot_line(
+    ax: Axes,
+    places: Sequence[int],
+    spreads: Sequence[Spread | None],
+    methods: Sequence[str],
+    method: str,
+    compensated: bool,
+    scale: float,
+) -> None:
+    means = scale * np.array([np.nan if spread is None else spread.mean for spread in spreads])
+    sds = scale * np.array([np.nan if spread is None else spread.sd or 0.0 for spread in spreads])
+    color = method_colors(methods)[method]
+    ax.plot(
+        places,
+        means,
+        color=color,
+        linestyle="-" if compensated else "--",
+        linewidth=1.6,
+        marker=_marker(methods, method) if len(places) <= 20 else None,
+        markersize=4,
+        markerfacecolor=color if compensated else "none",
+        label=f"{_literal(method)}, compensated" if compensated else _literal(method),
+    )
+    if sds.any():
+        ax.fill_between(places, means - sds, means + sds, color=color, alpha=0.16, linewidth=0)
+
+
+def _label_mixes(ax: Axes, mixes: Sequence[str]) -> None:
+    shifts = [re.fullmatch(r"(?:forward|backward):(.+)|uniform", mix) for mix in mixes]
+    if all(shifts):
+        ax.set_xticks(range(len(mixes)), [shift[1] or "1" for shift in shifts if shift])
+        ax.set_xlabel("forward ←  ratio of most to least frequent class  → backward")
+    else:
+        _name_ticks(ax, [_literal(mix_name(mix), 18) for mix in mixes])
+
+
+def _name_ticks(ax: Axes, names: Sequence[str]) -> None:
+    if max(map(len, names)) <= 2:
+        ax.set_xticks(range(len(names)), names)
+    else:
+        ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+
+
+def _round_counts(least: int, most: int) -> list[int]:
+    tens = [10**power for power in range(len(str(most)))]
+    ticks = [tick for ten in tens for tick in (ten, 2 * ten, 5 * ten) if least <= tick <= most]
+    return ticks if 2 <= len(ticks) <= 8 else [ten for ten in tens if least <= ten <= most] or [least, most]
+
+
+def _within_percent(ax: Axes) -> None:
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, -1), min(high, 101))
+
+
+def _tidy(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", alpha=0.18, linewidth=0.8)
+    ax.set_axisbelow(True)
+
+
+def _method_legend(ax: Axes, methods: Sequence[str]) -> None:
+    colors = method_colors(methods)
+    handles = [
+        Line2D(
+            [], [], color=colors[method], marker=_MARKERS[index % len(_MARKERS)], markersize=5, linewidth=1.6
+        )
+        for index, method in enumerate(methods)
+    ]
+    handles += [Line2D([], [], color=_ink(), linestyle=style, linewidth=1.6) for style in ("--", "-")]
+    ax.legend(
+        handles,
+        [*(_literal(method, 22) for method in methods), "as trained", "compensated"],
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        borderaxespad=0.2,
+        ncols=2,
+        frameon=False,
+        handlelength=2.2,
+    )
+
+
+def _marker(methods: Sequence[str], method: str) -> str:
+    return _MARKERS[methods.index(method) % len(_MARKERS)]
+
+
+def _ink() -> str:
+    color: str = matplotlib.rcParams["text.color"]
+    return color
+
+
+def _literal(name: str, longest: int = 60) -> str:
+    # A dollar would start a formula, and a leading underscore would hide a name from the legend.
+    shown = " ".join("".join(c if c.isprintable() else " " for c in name).split())
+    if len(shown) > longest:
+        shown = shown[: longest - 1] + "…"
+    shown = re.sub(r"\$", r"\\$", shown)
+    return f" {shown}" if shown.startswith("_") else shown

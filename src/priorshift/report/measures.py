@@ -1,0 +1,196 @@
+"""What the figures show, as plain data: by class, by bin of confidence, and what compensation changed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from priorshift import metrics, shift
+from priorshift.evaluation import Spread, by_method
+from priorshift.metrics import Reliability
+from priorshift.predictions import Predictions
+from priorshift.priors import Prior
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One method, with or without compensation, with one number per class."""
+
+    method: str
+    compensated: bool
+    spreads: tuple[Spread, ...]
+    """Spread over the runs of each class, in the order of the classes of its `ByClass`."""
+
+    @property
+    def label(self) -> str:
+        """Name of the row in tables and legends."""
+        return f"{self.method}, compensated" if self.compensated else self.method
+
+
+@dataclass(frozen=True)
+class ByClass:
+    """One number per class, or per group of neighbours, for every method, by descending training count."""
+
+    names: tuple[str, ...]
+    """Name of each class; of a group the first, the last and the number of its classes."""
+    train_counts: tuple[int, ...]
+    """Training samples of each class; of a group the mean, rounded."""
+    rows: tuple[ClassRow, ...]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods in their order."""
+        return tuple(dict.fromkeys(row.method for row in self.rows))
+
+
+@dataclass(frozen=True, eq=False)
+class PooledReliability:
+    """Reliability of all runs of a method taken together, on the test set weighted to the uniform mix."""
+
+    method: str
+    compensated: bool
+    bins: Reliability
+    num_runs: int
+    num_samples: int
+
+    @property
+    def label(self) -> str:
+        """Name of the diagram."""
+        return f"{self.method}, compensated" if self.compensated else self.method
+
+    @property
+    def counts(self) -> list[float]:
+        """Predictions in each bin, by weight: they sum to the samples of all runs."""
+        return [share * self.num_runs * self.num_samples for share in self.bins.weight.tolist()]
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error of the pooled runs."""
+        return float((self.bins.weight * (self.bins.accuracy - self.bins.confidence).abs()).nansum())
+
+    @property
+    def confidence(self) -> float:
+        """Mean confidence."""
+        return float((self.bins.weight * self.bins.confidence).nansum())
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy."""
+        return float((self.bins.weight * self.bins.accuracy).nansum())
+
+
+def class_accuracies(runs: Sequence[Predictions], *, max_points: int = 20) -> ByClass:
+    """Accuracy on the test samples of each class, as the logits are and compensated to the uniform mix.
+
+    Args:
+        runs: Predictions with labels and training counts, as `priorshift.evaluation.compare` takes them.
+        max_points: With more classes than that, each entry is the mean over classes of neighbouring training
+            counts, so that a curve over a hundred classes can be read.
+    """
+
+    def of(run: Predictions) -> list[float]:
+        assert run.labels is not None
+        values: list[float] = metrics.per_class_accuracy(run.predicted, run.labels, run.num_classes).tolist()
+        return values
+
+    return _by_class(runs, of, max_points)
+
+
+def class_probs(runs: Sequence[Predictions]) -> ByClass:
+    """Mean predicted probability of each class on the test set weighted to the uniform mix.
+
+    A classifier that fits that mix predicts every class with probability 1/C on average; the distance shows
+    how much of the training mix is left.
+
+    Args:
+        runs: Predictions with labels and training counts, as `priorshift.evaluation.compare` takes them.
+
+    Reference:
+        Hong et al., *Disentangling label distribution for long-tailed visual recognition*, CVPR 2021, Figure
+        2.
+    """
+
+    def of(run: Predictions) -> list[float]:
+        assert run.labels is not None
+        weights = shift.mix_weights(run.labels, Prior.uniform(run.num_classes))
+        values: list[float] = metrics.mean_class_probs(run.log_probs.exp(), weights=weights).tolist()
+        return values
+
+    return _by_class(runs, of, runs[0].num_classes)
+
+
+def pooled_reliability(runs: Sequence[Predictions], *, num_bins: int = 20) -> list[PooledReliability]:
+    """Reliability of every method at the uniform mix, before and after compensation, runs pooled.
+
+    Args:
+        runs: Predictions with labels, as `priorshift.evaluation.compare` takes them.
+        num_bins: Number of bins of confidence.
+    """
+    diagrams = []
+    for method, group in by_method(runs).items():
+        labels = group[0].labels
+        assert labels is not None
+        uniform = Prior.uniform(group[0].num_classes)
+        weights = shift.mix_weights(labels, uniform)
+        for compensated in (False, True):
+            judged = [run.adjusted(uniform) if compensated else run for run in group]
+            bins = metrics.reliability(
+                torch.cat([run.log_probs.exp() for run in judged]),
+                labels.repeat(len(group)),
+                num_bins=num_bins,
+                weights=weights.repeat(len(group)),
+            )
+            diagrams.append(PooledReliability(method, compensated, bins, len(group), len(labels)))
+    return diagrams
+
+
+def compensation_gains(runs: Sequence[Predictions], mix: str) -> dict[str, Spread]:
+    """Method → accuracy with minus accuracy without compensation on a mix, taken run by run.
+
+    Args:
+        runs: Predictions with labels and training counts, as `priorshift.evaluation.compare` takes them.
+        mix: Spelled as `priorshift.shift.target_prior` reads it.
+    """
+    gains: dict[str, Spread] = {}
+    for method, group in by_method(runs).items():
+        changes = []
+        for run in group:
+            assert run.labels is not None and run.train_counts is not None
+            target = shift.target_prior(mix, run.train_counts, class_names=run.class_names)
+            weights = shift.mix_weights(run.labels, target)
+            without, compensated = (
+                metrics.accuracy(judged.predicted, run.labels, weights=weights)
+                for judged in (run, run.adjusted(target))
+            )
+            changes.append(compensated - without)
+        gains[method] = Spread.of(changes)
+    return gains
+
+
+def _by_class(
+    runs: Sequence[Predictions], of: Callable[[Predictions], list[float]], max_points: int
+) -> ByClass:
+    first = runs[0]
+    counts = first.train_counts
+    assert counts is not None
+    order = counts.argsort(descending=True, stable=True)
+    groups = order.tensor_split(min(max_points, len(order)))
+    names = first.class_names or tuple(map(str, range(first.num_classes)))
+    uniform = Prior.uniform(first.num_classes)
+    rows = []
+    for method, runs_of_method in by_method(runs).items():
+        for compensated in (False, True):
+            values = [
+                torch.tensor(of(run.adjusted(uniform) if compensated else run), dtype=torch.float64)
+                for run in runs_of_method
+            ]
+            spreads = tuple(Spread.of([value[group].mean().item() for value in values]) for group in groups)
+            rows.append(ClassRow(method, compensated, spreads))
+    return ByClass(
+        names=tuple(
+            names[group[0]] if len(group) == 1 else f"{names[group[0]]} … {names[group[-1]]} ({len(group)})"
+            for group in groups
+        ),
+        train_counts=tuple(round(counts[group].to(torch.float64).mean().item()) for group in groups),
+        rows=tuple(rows),
+    )

@@ -1,0 +1,253 @@
+"""The comparison as a table of text, for a page, a Markdown file or a terminal."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from priorshift.evaluation import Comparison, Spread
+from priorshift.report.measures import ByClass, PooledReliability
+
+if TYPE_CHECKING:
+    import rich.table
+
+UNDEFINED = "n/a"
+SCORES = {
+    "accuracy": "Accuracy",
+    "balanced_error": "Balanced error",
+    "macro_f1": "Macro F1",
+    "ece": "ECE",
+    "classwise_ece": "Classwise ECE",
+    "brier": "Brier score",
+    "nll": "NLL",
+    "many": "Many",
+    "medium": "Medium",
+    "few": "Few",
+}
+"""The scores of a comparison and how they are headed."""
+_PERCENT = frozenset({"accuracy", "balanced_error", "macro_f1", "many", "medium", "few"})
+_LOWER_IS_BETTER = frozenset({"balanced_error", "ece", "classwise_ece", "brier", "nll"})
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        headers: One per column; the first column names the rows.
+        rows: Rows of as many cells.
+        caption: What the table holds, in a sentence.
+        best: (row, column) of the cells to set in bold.
+    """
+
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str
+    best: frozenset[tuple[int, int]] = frozenset()
+
+
+def comparison_table(comparison: Comparison, score: str = "accuracy") -> Table:
+    """Methods with and without compensation by class mixes, and the effective sample size of each mix.
+
+    Args:
+        comparison: What `priorshift.evaluation.compare` returned.
+        score: Name of the score to show. Shares are in percent. One that a mix does not have, such as the
+            accuracy of an empty group, shows as n/a.
+
+    Raises:
+        ValueError: If the comparison has no such score.
+    """
+    unit = ", percent" if score in _PERCENT else ""
+    better = "lowest" if score in _LOWER_IS_BETTER else "highest"
+    cells = [
+        [_score(comparison, row.spreads[mix], score) for mix in comparison.mixes] for row in comparison.rows
+    ]
+    sizes = tuple(f"{comparison.effective_sample_sizes[mix]:.0f}" for mix in comparison.mixes)
+    return Table(
+        headers=("Method", *map(mix_name, comparison.mixes)),
+        rows=(
+            *(
+                (row.label, *(format_spread(spread, score) for spread in line))
+                for row, line in zip(comparison.rows, cells, strict=True)
+            ),
+            ("Effective sample size", *sizes),
+        ),
+        caption=(
+            f"{SCORES[score]}{unit}. {comparison.num_samples:,} test images weighted to each mix; "
+            f"{_over_runs(comparison)}. Bold: {better} mean of a mix."
+        ),
+        best=_best(list(zip(*cells, strict=True)), lambda _: score),
+    )
+
+
+def score_table(comparison: Comparison, mix: str, scores: Sequence[str]) -> Table:
+    """Methods with and without compensation by scores, on one mix."""
+    cells = [[_score(comparison, row.spreads[mix], score) for score in scores] for row in comparison.rows]
+    arrows = {score: "↓" if score in _LOWER_IS_BETTER else "↑" for score in scores}
+    return Table(
+        headers=("Method", *(f"{SCORES[score]} {arrows[score]}" for score in scores)),
+        rows=tuple(
+            (row.label, *(format_spread(spread, score) for spread, score in zip(line, scores, strict=True)))
+            for row, line in zip(comparison.rows, cells, strict=True)
+        ),
+        caption=(
+            f"{comparison.num_samples:,} test images weighted to the {mix_name(mix)} mix; "
+            f"{_over_runs(comparison)}. ↓ lower is better, ↑ higher is better. Bold: best mean."
+        ),
+        best=_best(list(zip(*cells, strict=True)), lambda column: scores[column]),
+    )
+
+
+def mix_numbers(comparison: Comparison) -> Table:
+    """Every number of the figure of accuracy over mixes."""
+    return Table(
+        headers=("Mix", "Effective sample size", *(row.label for row in comparison.rows)),
+        rows=tuple(
+            (
+                mix_name(mix),
+                f"{comparison.effective_sample_sizes[mix]:.1f}",
+                *(_digits(row.spreads[mix]["accuracy"], 100, 2) for row in comparison.rows),
+            )
+            for mix in comparison.mixes
+        ),
+        caption=f"Accuracy, percent; {_over_runs(comparison)}.",
+    )
+
+
+def class_numbers(by_class: ByClass, caption: str, *, percent: bool) -> Table:
+    """Every number of a figure by class."""
+    scale, decimals = (100, 2) if percent else (1, 4)
+    return Table(
+        headers=("Class", "Training images", *(row.label for row in by_class.rows)),
+        rows=tuple(
+            (
+                name,
+                str(by_class.train_counts[index]),
+                *(_digits(row.spreads[index], scale, decimals) for row in by_class.rows),
+            )
+            for index, name in enumerate(by_class.names)
+        ),
+        caption=caption,
+    )
+
+
+def reliability_numbers(diagram: PooledReliability) -> Table:
+    """Every number of a reliability diagram."""
+    bins = diagram.bins
+    columns = (bins.edges[:-1], bins.edges[1:], bins.confidence, bins.accuracy)
+    lines = zip(*(column.tolist() for column in columns), diagram.counts, strict=True)
+    rows = [
+        (f"{low:.2f} – {high:.2f}", f"{count:.1f}", f"{mean:.4f}", f"{right:.4f}", f"{right - mean:+.4f}")
+        for low, high, mean, right, count in lines
+        if count
+    ]
+    every = (sum(diagram.counts), diagram.confidence, diagram.accuracy, diagram.error)
+    rows.append(("All", f"{every[0]:.1f}", f"{every[1]:.4f}", f"{every[2]:.4f}", f"ECE {every[3]:.4f}"))
+    return Table(
+        headers=("Confidence", "Predictions", "Mean confidence", "Accuracy", "Gap"),
+        rows=tuple(rows),
+        caption=(
+            f"{diagram.label}: {diagram.num_runs} {'run' if diagram.num_runs == 1 else 'runs'} of "
+            f"{diagram.num_samples:,} test images pooled; empty bins left out."
+        ),
+    )
+
+
+def markdown(table: Table) -> str:
+    """The table in GitHub's Markdown, with its caption below.
+
+    Example:
+        >>> table = Table(("Method", "uniform"), (("LADE", "81.2 ± 0.3"),), "Accuracy.", frozenset({(0, 1)}))
+        >>> print(markdown(table))
+        | Method | uniform |
+        | :--- | ---: |
+        | LADE | **81.2 ± 0.3** |
+        <BLANKLINE>
+        Accuracy.
+        <BLANKLINE>
+    """
+    lines = [
+        _line([_markdown_text(header) for header in table.headers]),
+        _line((":---", *("---:",) * (len(table.headers) - 1))),
+    ]
+    for index, row in enumerate(table.rows):
+        cells = [_markdown_text(cell) for cell in row]
+        lines.append(_line([f"**{c}**" if (index, j) in table.best else c for j, c in enumerate(cells)]))
+    return "\n".join([*lines, "", table.caption, ""])
+
+
+def console(table: Table) -> "rich.table.Table":
+    """The table for `rich`: deviations stand below means, so that eleven mixes fit into 80 columns."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    drawn = RichTable(box=box.SIMPLE_HEAD, padding=0, caption=table.caption, caption_justify="left")
+    drawn.add_column(Text(table.headers[0]), min_width=11)
+    for header in table.headers[1:]:
+        short = header.replace("forward:", "fwd\n").replace("backward:", "bwd\n")
+        drawn.add_column(Text(short, justify="right"), justify="right", no_wrap=True)
+    for index, row in enumerate(table.rows):
+        cells = [Text(row[0])]
+        for column, cell in enumerate(row[1:], start=1):
+            mean, _, sd = cell.partition(" ± ")
+            text = Text(mean, style="bold" if (index, column) in table.best else "")
+            cells.append(text.append(f"\n±{sd}", style="not bold dim") if sd else text)
+        drawn.add_row(*cells)
+    return drawn
+
+
+def mix_name(mix: str) -> str:
+    """How a mix is called in tables and legends: as it is spelled, a file by its name without folders."""
+    return PurePath(mix).name
+
+
+def format_spread(spread: Spread | None, score: str) -> str:
+    """The spread of a score as a cell, in percent where the score is a share."""
+    if spread is None:
+        return UNDEFINED
+    return spread.percent() if score in _PERCENT else str(spread)
+
+
+def _score(comparison: Comparison, scores: dict[str, Spread | None], score: str) -> Spread | None:
+    if score not in scores:
+        raise ValueError(f"Expected `score` to be one of {', '.join(scores)}, but got {score!r}.")
+    return scores[score]
+
+
+def _digits(spread: Spread | None, scale: int, decimals: int) -> str:
+    if spread is None:
+        return UNDEFINED
+    sd = "" if spread.sd is None else f" ± {scale * spread.sd:.{decimals}f}"
+    return f"{scale * spread.mean:.{decimals}f}{sd}"
+
+
+def _over_runs(comparison: Comparison) -> str:
+    first = comparison.mixes[0]
+    numbers = {
+        row.method: spread.runs for row in comparison.rows if (spread := row.spreads[first]["accuracy"])
+    }
+    few, many = min(numbers.values()), max(numbers.values())
+    if many == 1:
+        return "one run of each method, so no spread over seeds"
+    return f"mean ± sd over {many if few == many else f'{few} to {many}'} seeds"
+
+
+def _best(
+    columns: Sequence[Sequence[Spread | None]], score: Callable[[int], str]
+) -> frozenset[tuple[int, int]]:
+    best = set()
+    for column, spreads in enumerate(columns):
+        means = {index: spread.mean for index, spread in enumerate(spreads) if spread is not None}
+        if means:
+            extreme = (min if score(column) in _LOWER_IS_BETTER else max)(means.values())
+            best |= {(index, column + 1) for index, mean in means.items() if mean == extreme}
+    return frozenset(best)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown_text(cell: str) -> str:
+    return " ".join(cell.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
