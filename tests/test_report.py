@@ -493,7 +493,9 @@ def say(scores, gains=None, sd=0.01):
         for flag, mean in zip((False, True), pair, strict=True)
     )
     gains = gains or {method: Spread(pair[1] - pair[0], sd, 3) for method, pair in scores.items()}
-    return words.verdict(Comparison(rows, ("uniform",), {"uniform": 100.0}, 100), {"uniform": gains})
+    return " ".join(
+        words.verdict(Comparison(rows, ("uniform",), {"uniform": 100.0}, 100), {"uniform": gains})
+    )
 
 
 def test_verdict_names_the_best_of_the_data():

@@ -108,7 +108,10 @@ def write_report(
         **sections,
         title=title,
         summary=_summary(runs),
-        verdict=words.verdict(comparison, gains).replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"),
+        verdict=[
+            sentence.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")
+            for sentence in words.verdict(comparison, gains)
+        ],
         accuracy_table=tables.comparison_table(comparison),
         calibration_table=tables.score_table(uniform, "uniform", scores),
         sizes=Table(

@@ -19,7 +19,7 @@ def focal_mixes(mixes: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([mixes[0], *(mix for mix in mixes if mix == "uniform"), mixes[-1]]))
 
 
-def verdict(comparison: Comparison, gains: Gains) -> str:
+def verdict(comparison: Comparison, gains: Gains) -> list[str]:
     """Which method is best on the first, the uniform and the last mix, and what compensation changed there.
 
     Two scores count as different only where the ranges mean ± sd do not overlap, a change only where it is
@@ -29,7 +29,7 @@ def verdict(comparison: Comparison, gains: Gains) -> str:
     sentences += _compensation(gains)
     if all(spread.sd is None for changes in gains.values() for spread in changes.values()):
         sentences.append("Each method has one run, so how much of this is chance is not known.")
-    return " ".join(sentences)
+    return sentences
 
 
 def describe_mixes(comparison: Comparison) -> str:
