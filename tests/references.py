@@ -156,7 +156,7 @@ def focal(logits, labels, prior, *, gamma=2.0, ignore_index=-100, reduction="mea
 
 
 def class_balanced_weights(counts, beta):
-    """Cui et al., CVPR 2019, Eq. 10, in 50 digits, scaled to the sum C; 1/n at beta = 1."""
+    """Cui et al., CVPR 2019, Section 4, in 50 digits, scaled to the sum C; 1/n at beta = 1."""
     with localcontext() as context:
         context.prec = 50
         beta = Decimal(float(beta))
@@ -167,7 +167,7 @@ def class_balanced_weights(counts, beta):
 
 
 def class_balanced(logits, labels, prior, *, num_samples, beta=0.9999, ignore_index=-100, reduction="mean"):
-    """Cui et al., Eq. 11: alpha_y times softmax cross-entropy."""
+    """Cui et al., Section 4.1: alpha_y times softmax cross-entropy."""
     alphas = class_balanced_weights([num_samples * mass for mass in prior], beta)
     losses = [
         0.0 if label == ignore_index else alphas[label] * (log_sum_exp(row) - row[label])
@@ -179,7 +179,7 @@ def class_balanced(logits, labels, prior, *, num_samples, beta=0.9999, ignore_in
 def class_balanced_focal(
     logits, labels, prior, *, num_samples, beta=0.9999, gamma=2.0, ignore_index=-100, reduction="mean"
 ):
-    """Cui et al., Eq. 13: alpha_y times the sum over classes of -(1 - p_t)^gamma log p_t."""
+    """Cui et al., Section 4.3: alpha_y times the sum over classes of -(1 - p_t)^gamma log p_t."""
     alphas = class_balanced_weights([num_samples * mass for mass in prior], beta)
     losses = []
     for row, label in zip(logits, labels, strict=True):

@@ -24,14 +24,28 @@ import references
 from priorshift import Prior
 from priorshift.losses import (
     BalancedSoftmaxLoss,
+    ClassBalancedFocalLoss,
+    ClassBalancedLoss,
     CrossEntropyLoss,
+    EqualisedLoss,
+    FocalLoss,
     LADELoss,
+    LDAMLoss,
+    LogitAdjustedAdaptiveLoss,
     LogitAdjustedLoss,
+    PairwiseMarginLoss,
     WeightedCrossEntropyLoss,
+    class_balanced_cross_entropy,
+    class_balanced_focal_loss,
     cross_entropy,
+    equalised_loss,
+    focal_loss,
     lade_loss,
     lader,
+    ldam_loss,
+    logit_adjusted_adaptive_cross_entropy,
     logit_adjusted_cross_entropy,
+    pairwise_margin_loss,
     weighted_cross_entropy,
 )
 from priorshift.losses._source import SourcePrior
@@ -55,6 +69,25 @@ def rising(num_classes):
 
 def weighted_source(pi):
     return pi * rising(len(pi)) / np.sum(pi * rising(len(pi)))
+
+
+def class_balanced_source(beta):
+    def carried(pi):
+        masses = pi * references.class_balanced_weights(100 * pi, beta)
+        return masses / masses.sum()
+
+    return carried
+
+
+def half_tempered_and_weighted(pi):
+    return pi**0.5 * rising(len(pi)) / np.sum(pi**0.5 * rising(len(pi)))
+
+
+def two_strengths(logits, labels, log_prior, *, tau1=1.0, tau2=1.0, weights=None, **options):
+    """What `PairwiseMarginLoss` stands for, from the general function."""
+    alphas = None if weights is None else weights / (log_prior.exp() * weights).sum()
+    vectors = {"weights": alphas, "positive": -tau1 * log_prior, "negative": tau2 * log_prior}
+    return pairwise_margin_loss(logits, labels, **vectors, **options)
 
 
 @dataclass(frozen=True)
@@ -123,6 +156,49 @@ weighted = partial(
     Case, module=WeightedCrossEntropyLoss, function=weighted_cross_entropy, reference=references.weighted
 )
 lade = partial(Case, module=LADELoss, function=lade_loss, reference=references.lade, shift_invariant=False)
+focal = partial(Case, module=FocalLoss, function=focal_loss, reference=references.focal, by="convention")
+class_balanced = partial(
+    Case,
+    module=ClassBalancedLoss,
+    function=class_balanced_cross_entropy,
+    reference=references.class_balanced,
+)
+class_balanced_focal = partial(
+    Case,
+    carries=uniform,
+    module=ClassBalancedFocalLoss,
+    function=class_balanced_focal_loss,
+    reference=references.class_balanced_focal,
+    by="convention",
+    shift_invariant=False,
+)
+ldam = partial(
+    Case,
+    carries=uniform,
+    module=LDAMLoss,
+    function=ldam_loss,
+    reference=references.ldam,
+    by="convention",
+)
+equalised = partial(
+    Case,
+    module=EqualisedLoss,
+    function=equalised_loss,
+    reference=references.equalised,
+    by="convention",
+)
+pairwise = partial(
+    Case, module=PairwiseMarginLoss, function=two_strengths, reference=references.two_strengths
+)
+adaptive = partial(
+    Case,
+    carries=uniform,
+    module=LogitAdjustedAdaptiveLoss,
+    function=logit_adjusted_adaptive_cross_entropy,
+    reference=references.logit_adjusted_adaptive,
+    by="convention",
+)
+HUNDRED = {"num_samples": 100}
 BATCH = {"normalization": "batch"}
 RELEASED = {"variant": "released"}
 
@@ -145,6 +221,28 @@ LOSSES = [
     lade("released lade", {"alpha": 0.1, "lam": 0.1} | RELEASED, uniform, by="convention"),
     lade("released lade lam=0", {"alpha": 0.5, "lam": 0.0} | RELEASED, uniform),
     lade("released lade alpha=0", {"alpha": 0.0, "lam": 0.5} | RELEASED, uniform, shift_invariant=True),
+    focal("focal", {}, source),
+    focal("focal gamma=0.5", {"gamma": 0.5}, source),
+    focal("focal gamma=0", {"gamma": 0.0}, source, by="theory"),
+    class_balanced("class-balanced", {"beta": 0.97} | HUNDRED, class_balanced_source(0.97)),
+    class_balanced("class-balanced beta=0", {"beta": 0.0} | HUNDRED, source),
+    class_balanced("class-balanced beta=1", {"beta": 1.0} | HUNDRED, uniform),
+    class_balanced_focal("class-balanced focal", {"beta": 0.97} | HUNDRED),
+    class_balanced_focal("class-balanced focal gamma=0.5", {"gamma": 0.5} | HUNDRED),
+    ldam("ldam", {}),
+    ldam("ldam of logits", {"scale": 1.0, "max_margin": 2.0}),
+    ldam("ldam re-weighted", {"reweight_beta": 0.97} | HUNDRED),
+    ldam("ldam re-weighted batch", {"reweight_beta": 0.97} | HUNDRED | BATCH),
+    equalised("equalised", {"threshold": 0.5, "drop_probability": 1.0}, uniform),
+    equalised("equalised gamma=0", {"threshold": 0.5, "drop_probability": 0.0}, source, by="theory"),
+    pairwise("pairwise margin", {}, uniform),
+    pairwise(
+        "pairwise margin weighted", {"tau1": 0.5, "tau2": 0.5, "weights": rising}, half_tempered_and_weighted
+    ),
+    pairwise("pairwise margin tau1<tau2", {"tau1": 0.3, "tau2": 0.8}, uniform, by="convention"),
+    adaptive("logit-adjusted adaptive", {}),
+    adaptive("logit-adjusted adaptive tau=0", {"tau": 0.0}),
+    adaptive("logit-adjusted adaptive margin=0", {"margin": 0.0}, by="theory"),
 ]
 
 

@@ -93,7 +93,10 @@ def train(
             started = time.perf_counter()
             if epoch.fresh:
                 optimizer = _sgd(model, epoch.settings)
-            step_losses = _train_epoch(model, optimizer, losses[epoch.stage], images, labels, config, epoch)
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                step_losses = _train_epoch(
+                    model, optimizer, losses[epoch.stage], images, labels, config, epoch
+                )
             _check_finite(step_losses, epoch)
             done = epoch.number + 1
             carried, _ = carried_prior(config.stages[epoch.stage], splits.train)
@@ -128,6 +131,7 @@ def _train_epoch(
     order = shuffled(len(labels), config.batch_size, derived_seed(config.seed, "order", epoch.number))
     step_losses = torch.zeros(len(order), device=images.device)
     for index, (batch, step) in enumerate(zip(order, epoch.scheduled, strict=True)):
+        torch.manual_seed(derived_seed(config.seed, "step", epoch.number, index))
         inputs = augmented(
             images[batch],
             shift=config.augmentation.shift,
