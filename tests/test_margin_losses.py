@@ -96,7 +96,7 @@ def test_second_derivatives_of_focal_loss_are_right(gamma):
 @pytest.mark.parametrize("gamma", [-0.1, math.nan])
 @pytest.mark.parametrize("loss", [FocalLoss, ClassBalancedFocalLoss])
 def test_a_negative_gamma_is_refused(loss, gamma):
-    with pytest.raises(ValueError, match=f"`gamma` to be non-negative, but got {gamma}"):
+    with pytest.raises(ValueError, match=f"`gamma` to be finite and non-negative, but got {gamma}"):
         loss(PRIOR, gamma=gamma)(*batch())
 
 
@@ -197,13 +197,13 @@ def test_a_source_without_counts_is_refused_in_words(build):
         ValueError, match=r"`source` with counts, as `Prior.from_counts` gives it, or `num_sam"
     ):
         build(Prior(COUNTS))
-    with pytest.raises(ValueError, match="`num_samples` to be positive, but got 0"):
+    with pytest.raises(ValueError, match="`num_samples` to be finite and positive, but got 0"):
         build(PRIOR, num_samples=0)
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.1, math.nan])
 def test_a_beta_out_of_range_is_refused(beta):
-    with pytest.raises(ValueError, match=f"`beta` to be between 0 and 1, but got {beta}"):
+    with pytest.raises(ValueError, match=rf"`beta` to be in \[0, 1\], but got {beta}"):
         class_balanced_weights(COUNTS, beta)
 
 
@@ -269,9 +269,9 @@ def test_inverse_frequency_weights_of_ldam_need_no_counts():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_margin": -0.5}, "`max_margin` to be non-negative, but got -0.5"),
-        ({"scale": 0.0}, "`scale` to be positive, but got 0.0"),
-        ({"normalization": "mean"}, '`normalization` to be "population" or "batch", but got \'mean\''),
+        ({"max_margin": -0.5}, "`max_margin` to be finite and non-negative, but got -0.5"),
+        ({"scale": 0.0}, "`scale` to be finite and positive, but got 0.0"),
+        ({"normalization": "mean"}, '`normalization` to be one of "population", "batch", but got \'mean\''),
     ],
 )
 def test_options_of_ldam_out_of_range_are_refused(options, message):
@@ -349,10 +349,10 @@ def test_at_drop_probability_one_a_rare_logit_only_ever_gains_by_growing():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": 0.0}, "`threshold` to be positive, but got 0.0"),
+        ({"threshold": 0.0}, "`threshold` to be finite and positive, but got 0.0"),
         (
             {"threshold": 0.1, "drop_probability": 1.5},
-            "`drop_probability` to be between 0 and 1, but got 1.5",
+            "`drop_probability` to be in \\[0, 1\\], but got 1.5",
         ),
     ],
 )
@@ -494,7 +494,7 @@ def test_a_strength_that_is_not_finite_is_refused(name):
     ("options", "message"),
     [
         ({"tau": math.nan}, "`tau` to be finite, but got nan"),
-        ({"margin": -1.0}, "`margin` to be non-negative, but got -1.0"),
+        ({"margin": -1.0}, "`margin` to be finite and non-negative, but got -1.0"),
     ],
 )
 def test_options_of_the_adaptive_loss_out_of_range_are_refused(options, message):
@@ -716,7 +716,7 @@ def test_binary_batches_that_do_not_fit_are_refused(arguments, error, message):
     ("options", "message"),
     [
         ({"weights": (1.0, 0.0)}, r"`weights` to be positive, but got \(1.0, 0.0\)"),
-        ({"temperature": 0.0}, "`temperature` to be positive, but got 0.0"),
+        ({"temperature": 0.0}, "`temperature` to be finite and positive, but got 0.0"),
     ],
 )
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from priorshift.losses._batch import Reduction, at_least_float32, reduce
+from priorshift.losses._settings import positive
 
 PLAIN = (1.0, 1.0)
 NO_MARGIN = (0.0, 0.0)
@@ -252,5 +253,4 @@ def _check(values: Tensor, argument: str, weights: tuple[float, float], temperat
         raise TypeError(f"Expected `{argument}` to be floating-point, but got dtype {values.dtype}.")
     if not (weights[0] > 0 and weights[1] > 0):
         raise ValueError(f"Expected `weights` to be positive, but got {weights}.")
-    if not temperature > 0:
-        raise ValueError(f"Expected `temperature` to be positive, but got {temperature}.")
+    positive("temperature", temperature)

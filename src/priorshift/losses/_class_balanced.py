@@ -4,10 +4,11 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from priorshift.losses._batch import (
+    REDUCTIONS,
     Reduction,
     at_least_float32,
     check_hard,
@@ -16,7 +17,8 @@ from priorshift.losses._batch import (
     negative_log_softmax,
     reduce,
 )
-from priorshift.losses._focal import check_gamma, focal_of_log_odds
+from priorshift.losses._focal import focal_of_log_odds
+from priorshift.losses._settings import non_negative, one_of, positive, share
 from priorshift.losses._source import SourcePrior
 from priorshift.priors import ArrayLike, Prior
 
@@ -52,7 +54,7 @@ def class_balanced_weights(counts: ArrayLike, beta: float) -> Float[Tensor, " cl
 
 def class_balanced_cross_entropy(
     logits: Float[Tensor, "batch classes *positions"],
-    labels: Int[Tensor, "batch *positions"],
+    labels: Integer[Tensor, "batch *positions"],
     log_prior: Float[Tensor, " classes"],
     *,
     num_samples: float | Tensor,
@@ -134,10 +136,10 @@ class ClassBalancedLoss(nn.Module):
         super().__init__()
         self.source = SourcePrior(source)
         num_samples_of(self.source.prior, num_samples)
-        self.beta = beta
+        self.beta = share("beta", beta)
         self.num_samples = num_samples
         self.ignore_index = ignore_index
-        self.reduction: Reduction = reduction
+        self.reduction: Reduction = one_of("reduction", reduction, REDUCTIONS)
 
     @property
     def carried_prior(self) -> Prior:
@@ -163,7 +165,7 @@ class ClassBalancedLoss(nn.Module):
 
 def class_balanced_focal_loss(
     logits: Float[Tensor, "batch classes *positions"],
-    labels: Int[Tensor, "batch *positions"],
+    labels: Integer[Tensor, "batch *positions"],
     log_prior: Float[Tensor, " classes"],
     *,
     num_samples: float | Tensor,
@@ -212,7 +214,7 @@ def class_balanced_focal_loss(
     """
     check_shapes(logits, labels, log_prior)
     check_hard(labels, "class_balanced_focal_loss")
-    check_gamma(gamma)
+    non_negative("gamma", gamma)
     scores = at_least_float32(logits)
     weights = like(log_class_balanced_weights(log_prior, num_samples, beta), scores).flatten().exp()
     counted = labels.long() != ignore_index
@@ -257,11 +259,11 @@ class ClassBalancedFocalLoss(nn.Module):
         super().__init__()
         self.source = SourcePrior(source)
         num_samples_of(self.source.prior, num_samples)
-        self.beta = beta
-        self.gamma = gamma
+        self.beta = share("beta", beta)
+        self.gamma = non_negative("gamma", gamma)
         self.num_samples = num_samples
         self.ignore_index = ignore_index
-        self.reduction: Reduction = reduction
+        self.reduction: Reduction = one_of("reduction", reduction, REDUCTIONS)
 
     @property
     def carried_prior(self) -> Prior:
@@ -290,8 +292,7 @@ def log_class_balanced_weights(
     Raises:
         ValueError: If `beta` lies outside $[0, 1]$.
     """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"Expected `beta` to be between 0 and 1, but got {beta}.")
+    share("beta", beta)
     if beta == 0:
         return torch.zeros_like(log_prior)
     counts = log_prior.exp() * num_samples
@@ -314,6 +315,4 @@ def num_samples_of(source: Prior, given: float | None) -> float | Tensor:
                 "but got a prior without counts and None."
             )
         return source.counts.sum()
-    if not given > 0:
-        raise ValueError(f"Expected `num_samples` to be positive, but got {given}.")
-    return given
+    return positive("num_samples", given)

@@ -4,10 +4,11 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from priorshift.losses._batch import (
+    REDUCTIONS,
     Reduction,
     at_least_float32,
     check_hard,
@@ -16,13 +17,14 @@ from priorshift.losses._batch import (
     negative_log_softmax,
     reduce,
 )
+from priorshift.losses._settings import one_of, positive, share
 from priorshift.losses._source import SourcePrior
 from priorshift.priors import ArrayLike, Prior
 
 
 def equalised_loss(
     logits: Float[Tensor, "batch classes *positions"],
-    labels: Int[Tensor, "batch *positions"],
+    labels: Integer[Tensor, "batch *positions"],
     log_prior: Float[Tensor, " classes"],
     *,
     threshold: float,
@@ -74,10 +76,8 @@ def equalised_loss(
     """
     check_shapes(logits, labels, log_prior)
     check_hard(labels, "equalised_loss")
-    if not threshold > 0:
-        raise ValueError(f"Expected `threshold` to be positive, but got {threshold}.")
-    if not 0 <= drop_probability <= 1:
-        raise ValueError(f"Expected `drop_probability` to be between 0 and 1, but got {drop_probability}.")
+    positive("threshold", threshold)
+    share("drop_probability", drop_probability)
     scores = at_least_float32(logits)
     rare = like(log_prior, scores) < math.log(threshold)
     if 0 < drop_probability < 1:
@@ -123,10 +123,10 @@ class EqualisedLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.source = SourcePrior(source)
-        self.threshold = threshold
-        self.drop_probability = drop_probability
+        self.threshold = positive("threshold", threshold)
+        self.drop_probability = share("drop_probability", drop_probability)
         self.ignore_index = ignore_index
-        self.reduction: Reduction = reduction
+        self.reduction: Reduction = one_of("reduction", reduction, REDUCTIONS)
 
     @property
     def carried_prior(self) -> Prior:

@@ -4,17 +4,18 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from priorshift.losses._batch import Reduction, at_least_float32, check_hard, check_shapes, reduce
+from priorshift.losses._batch import REDUCTIONS, Reduction, at_least_float32, check_hard, check_shapes, reduce
+from priorshift.losses._settings import non_negative, one_of
 from priorshift.losses._source import SourcePrior
 from priorshift.priors import ArrayLike, Prior
 
 
 def focal_loss(
     logits: Float[Tensor, "batch classes *positions"],
-    labels: Int[Tensor, "batch *positions"],
+    labels: Integer[Tensor, "batch *positions"],
     *,
     gamma: float = 2.0,
     ignore_index: int = -100,
@@ -55,7 +56,7 @@ def focal_loss(
     """
     check_shapes(logits, labels, None)
     check_hard(labels, "focal_loss")
-    check_gamma(gamma)
+    non_negative("gamma", gamma)
     scores = at_least_float32(logits)
     counted = labels.long() != ignore_index
     label = torch.where(counted, labels, 0).long().unsqueeze(1)
@@ -92,9 +93,9 @@ class FocalLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.source = SourcePrior(source)
-        self.gamma = gamma
+        self.gamma = non_negative("gamma", gamma)
         self.ignore_index = ignore_index
-        self.reduction: Reduction = reduction
+        self.reduction: Reduction = one_of("reduction", reduction, REDUCTIONS)
 
     @property
     def carried_prior(self) -> Prior:
@@ -116,13 +117,3 @@ class FocalLoss(nn.Module):
 def focal_of_log_odds(log_odds: Tensor, gamma: float) -> Tensor:
     r"""$-(1 - p)^\gamma \log p$ of $p = \sigma(\text{log-odds})$."""
     return -torch.exp(gamma * F.logsigmoid(-log_odds)) * F.logsigmoid(log_odds)
-
-
-def check_gamma(gamma: float) -> None:
-    """Refuse a negative strength.
-
-    Raises:
-        ValueError: If `gamma` is negative.
-    """
-    if not gamma >= 0:
-        raise ValueError(f"Expected `gamma` to be non-negative, but got {gamma}.")

@@ -3,20 +3,21 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from priorshift.losses._batch import Reduction, at_least_float32, check_hard, check_shapes
+from priorshift.losses._batch import REDUCTIONS, Reduction, at_least_float32, check_hard, check_shapes
 from priorshift.losses._class_balanced import log_class_balanced_weights, num_samples_of
 from priorshift.losses._pairwise_margin import pairwise_margin_loss
+from priorshift.losses._settings import non_negative, one_of, positive, share
 from priorshift.losses._source import SourcePrior
-from priorshift.losses._weighted import Normalization
+from priorshift.losses._weighted import NORMALIZATIONS, Normalization
 from priorshift.priors import ArrayLike, Prior
 
 
 def ldam_loss(
     logits: Float[Tensor, "batch classes *positions"],
-    labels: Int[Tensor, "batch *positions"],
+    labels: Integer[Tensor, "batch *positions"],
     log_prior: Float[Tensor, " classes"],
     *,
     max_margin: float = 0.5,
@@ -75,14 +76,9 @@ def ldam_loss(
     """
     check_shapes(logits, labels, log_prior)
     check_hard(labels, "ldam_loss")
-    if not max_margin >= 0:
-        raise ValueError(f"Expected `max_margin` to be non-negative, but got {max_margin}.")
-    if not scale > 0:
-        raise ValueError(f"Expected `scale` to be positive, but got {scale}.")
-    if normalization not in ("population", "batch"):
-        raise ValueError(
-            f'Expected `normalization` to be "population" or "batch", but got {normalization!r}.'
-        )
+    non_negative("max_margin", max_margin)
+    positive("scale", scale)
+    one_of("normalization", normalization, NORMALIZATIONS)
     log_weights = log_class_balanced_weights(log_prior, num_samples, reweight_beta)
     weights = (log_weights - torch.logsumexp(log_prior + log_weights, dim=0)).exp()
     losses = pairwise_margin_loss(
@@ -146,13 +142,13 @@ class LDAMLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.source = SourcePrior(source)
-        self.max_margin = max_margin
-        self.scale = scale
-        self.reweight_beta = reweight_beta
+        self.max_margin = non_negative("max_margin", max_margin)
+        self.scale = positive("scale", scale)
+        self.reweight_beta = share("reweight_beta", reweight_beta)
         self.num_samples = num_samples
-        self.normalization: Normalization = normalization
+        self.normalization: Normalization = one_of("normalization", normalization, NORMALIZATIONS)
         self.ignore_index = ignore_index
-        self.reduction: Reduction = reduction
+        self.reduction: Reduction = one_of("reduction", reduction, REDUCTIONS)
         self._num_samples()
 
     @property

@@ -1,13 +1,13 @@
 """The pairwise margin loss, of which most long-tail losses are cases, and two losses that it leads to."""
 
-import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from priorshift.losses._batch import (
+    REDUCTIONS,
     Reduction,
     at_least_float32,
     check_hard,
@@ -16,13 +16,14 @@ from priorshift.losses._batch import (
     negative_log_softmax,
     reduce,
 )
+from priorshift.losses._settings import finite, non_negative, one_of
 from priorshift.losses._source import SourcePrior
 from priorshift.priors import ArrayLike, Prior, as_prior
 
 
 def pairwise_margin_loss(
     logits: Float[Tensor, "batch classes *positions"],
-    labels: Int[Tensor, "batch *positions"],
+    labels: Integer[Tensor, "batch *positions"],
     *,
     weights: Float[Tensor, " classes"] | None = None,
     positive: Float[Tensor, " classes"] | None = None,
@@ -133,16 +134,13 @@ class PairwiseMarginLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.source = SourcePrior(source)
-        for name, tau in (("tau1", tau1), ("tau2", tau2)):
-            if not math.isfinite(tau):
-                raise ValueError(f"Expected `{name}` to be finite, but got {tau}.")
         num_classes = self.source.prior.num_classes
         alpha = None if weights is None else as_prior(weights, "weights", num_classes)
         self.weights = None if alpha is None else SourcePrior(alpha.require_positive("weights"))
-        self.tau1 = tau1
-        self.tau2 = tau2
+        self.tau1 = finite("tau1", tau1)
+        self.tau2 = finite("tau2", tau2)
         self.ignore_index = ignore_index
-        self.reduction: Reduction = reduction
+        self.reduction: Reduction = one_of("reduction", reduction, REDUCTIONS)
 
     @property
     def carried_prior(self) -> Prior:
@@ -178,7 +176,7 @@ class PairwiseMarginLoss(nn.Module):
 
 def logit_adjusted_adaptive_cross_entropy(
     logits: Float[Tensor, "batch classes *positions"],
-    labels: Int[Tensor, "batch *positions"],
+    labels: Integer[Tensor, "batch *positions"],
     log_prior: Float[Tensor, " classes"],
     *,
     tau: float = 1.0,
@@ -221,10 +219,8 @@ def logit_adjusted_adaptive_cross_entropy(
     """
     check_shapes(logits, labels, log_prior)
     check_hard(labels, "logit_adjusted_adaptive_cross_entropy")
-    if not math.isfinite(tau):
-        raise ValueError(f"Expected `tau` to be finite, but got {tau}.")
-    if not margin >= 0:
-        raise ValueError(f"Expected `margin` to be non-negative, but got {margin}.")
+    finite("tau", tau)
+    non_negative("margin", margin)
     return pairwise_margin_loss(
         logits,
         labels,
@@ -265,10 +261,10 @@ class LogitAdjustedAdaptiveLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.source = SourcePrior(source)
-        self.tau = tau
-        self.margin = margin
+        self.tau = finite("tau", tau)
+        self.margin = non_negative("margin", margin)
         self.ignore_index = ignore_index
-        self.reduction: Reduction = reduction
+        self.reduction: Reduction = one_of("reduction", reduction, REDUCTIONS)
 
     @property
     def carried_prior(self) -> Prior:

@@ -28,6 +28,17 @@ def non_negative(name: str, value: float) -> float:
     return value
 
 
+def positive(name: str, value: float) -> float:
+    """A finite number above 0.
+
+    Raises:
+        ValueError: If it is not positive, or infinite or NaN.
+    """
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"Expected `{name}` to be finite and positive, but got {value}.")
+    return value
+
+
 def share(name: str, value: float) -> float:
     """A share between 0 and 1.
 
