@@ -1,4 +1,4 @@
-"""Images: the digits splits, batches that cover everything once, augmentation of a whole batch."""
+"""Images: the digits splits, labelled images, augmentation of a whole batch."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from priorshift.data import ImageSet, Splits, augmented, shuffled
+from priorshift.data import ImageSet, Splits, augmented
 from priorshift.data.sources import digits_lt
 from priorshift.shift import image_hashes
 
@@ -154,31 +154,6 @@ def test_images_and_labels_that_do_not_fit_are_refused(changes, words):
 def test_splits_are_not_copied():
     images = some_images()
     assert Splits(images, images, images).named("test") is images
-
-
-# Batches
-
-
-@given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 2**63 - 1))
-def test_batches_cover_every_index_once(num_samples, batch_size, seed):
-    batches = shuffled(num_samples, batch_size, seed)
-    assert sorted(torch.cat(batches).tolist()) == list(range(num_samples))
-    assert all(len(batch) == batch_size for batch in batches[:-1])
-    assert 1 <= len(batches[-1]) <= batch_size
-
-
-def test_the_order_is_a_function_of_the_seed_alone():
-    first = torch.cat(shuffled(50, 8, seed=1))
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    assert torch.equal(torch.cat(shuffled(50, 16, seed=1)), first)
-    assert not torch.equal(torch.cat(shuffled(50, 8, seed=2)), first)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_every_position_is_equally_likely():
-    firsts = [shuffled(4, 4, seed)[0][0].item() for seed in range(800)]
-    assert all(150 < firsts.count(index) < 250 for index in range(4))
 
 
 # Augmentation

@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from priorshift import Prior, recipes
+from priorshift.adjustment import TAUS
+from priorshift.data import sampled_order
 from priorshift.data.sources import digits_lt
-from priorshift.models import SmallCNN
+from priorshift.models import Classifier
+from priorshift.models.backbones import SmallCNN
+from priorshift.models.heads import BilateralHead, CosineHead, LinearHead, NearestClassMeanHead
 from priorshift.training import (
     Augmentation,
     NonFiniteLossError,
@@ -30,7 +34,8 @@ from priorshift.training import (
     run,
     train,
 )
-from priorshift.training.build import build_model
+from priorshift.training.bilateral import bilateral_loss, mixing_weight
+from priorshift.training.build import build_loss, build_model
 from priorshift.training.config import SCHEMA_VERSION
 from priorshift.training.loop import plan
 from priorshift.training.run import resolve_device
@@ -39,6 +44,7 @@ from priorshift.training.seeds import derived_seed
 
 STEPS = 5
 """Steps of an epoch: 276 images in batches of 64."""
+PLAIN = Part(name="cross-entropy")
 SOURCE = Prior([100, 64, 41, 27, 17, 11, 7, 4, 3, 2])
 
 
@@ -58,6 +64,16 @@ def tiny_config(*losses, **changes):
         "device": "cpu",
     }
     return TrainConfig(**(parts | changes))
+
+
+def stages_with(**changes):
+    """Two epochs of cross-entropy, then two of a stage with these changes."""
+    first = Stage(loss=PLAIN, epochs=2, optimizer=Optimizer(lr=0.05))
+    return (first, Stage(**({"loss": PLAIN, "epochs": 2, "optimizer": Optimizer(lr=0.1)} | changes)))
+
+
+TWO_BRANCHES = Part(name="small-cnn", options={"width": 4, "branches": 2})
+CRT = stages_with(head=Part(name="linear"), trains="head", sampler="class-balanced")
 
 
 def two_epochs(config):
@@ -123,7 +139,16 @@ def test_a_config_with_every_field_changed_survives_json(tmp_path):
                 ),
             ),
             Stage(loss=Part(name="lade", options={"alpha": 0.1, "lam": 0.01}), epochs=1, optimizer=None),
+            Stage(
+                loss=Part(name="cross-entropy"),
+                epochs=0,
+                sampler="reversed",
+                bilateral=True,
+                head=Part(name="tau-norm", options={"tau": 0.5}),
+                trains="head",
+            ),
         ),
+        head=Part(name="cosine", options={"scale": 8.0, "learned": True}),
         batch_size=32,
         augmentation=Augmentation(shift=2, flip=True),
         seed=7,
@@ -178,7 +203,18 @@ def edited(change):
             lambda c: c["stages"][0]["optimizer"].update(schedule="linear"),
             "one of constant, cosine, multistep",
         ),
-        (lambda c: c["stages"][0].update(epochs=0), "`epochs` to be positive, but got 0"),
+        (
+            lambda c: c["stages"][0].update(epochs=0),
+            "`epochs` to be positive .* without a new `head`, but got 0",
+        ),
+        (lambda c: c["stages"][0].update(epochs=-1), "`epochs` to be non-negative, but got -1"),
+        (
+            lambda c: c["stages"][0].update(sampler="hope"),
+            "sampler` to be one of instance, .* but got 'hope'",
+        ),
+        (lambda c: c["stages"][0].update(trains="heads"), "trains` to be one of all, head, but got 'heads'"),
+        (lambda c: c["stages"][0].update(bilateral=1), "bilateral` to be of type bool, but got 1"),
+        (lambda c: c["stages"][0].update(head="cosine"), "head` to be an object, but got 'cosine'"),
         (lambda c: c["stages"][0].update(optimizer=None), "first of the `stages` to have an `optimizer`"),
         (lambda c: c.update(schema_version=SCHEMA_VERSION + 1), "newer priorshift .* Upgrade priorshift"),
         (lambda c: c.pop("schema_version"), "is no config of priorshift"),
@@ -216,7 +252,13 @@ def test_a_missing_config_is_named(tmp_path):
         (lambda: Optimizer(weight_decay=-1.0), "`weight_decay` to be non-negative"),
         (lambda: Optimizer(warmup_epochs=-1.0), "`warmup_epochs` to be non-negative"),
         (lambda: Optimizer(decay=0.0), "`decay` to be positive"),
-        (lambda: Stage(loss=Part(name="cross-entropy"), epochs=0), "`epochs` to be positive"),
+        (lambda: Stage(loss=PLAIN, epochs=0), "`epochs` to be positive in a stage without a new `head`"),
+        (lambda: Stage(loss=PLAIN, epochs=-1, head=Part(name="cosine")), "`epochs` to be non-negative"),
+        (
+            lambda: Stage(loss=PLAIN, epochs=1, optimizer=None, head=Part(name="linear")),
+            "an `optimizer` in a",
+        ),
+        (lambda: Stage(loss=PLAIN, epochs=1, optimizer=None, trains="head"), "an `optimizer` in a stage"),
         (lambda: tiny_config(batch_size=0), "`batch_size` to be positive"),
         (lambda: tiny_config(seed=-1), "`seed` to be non-negative"),
         (lambda: tiny_config(stages=()), "`stages` to be not empty"),
@@ -348,8 +390,14 @@ def test_seeds_of_different_places_differ():
         for seed in range(20)
         for where in (
             [("weights",)]
-            + [("order", epoch) for epoch in range(20)]
-            + [("augmentation", epoch, step) for epoch in range(20) for step in range(20)]
+            + [("head", stage) for stage in range(4)]
+            + [("order", epoch, sampler) for epoch in range(20) for sampler in ("instance", "reversed")]
+            + [
+                ("augmentation", epoch, step, stream)
+                for epoch in range(20)
+                for step in range(20)
+                for stream in range(2)
+            ]
         )
     ]
     seeds = {derived_seed(*place) for place in places}
@@ -368,29 +416,61 @@ def test_seeds_are_the_same_everywhere():
 # Models
 
 
-def test_the_small_network_gives_a_logit_for_each_class_at_any_size():
-    model = SmallCNN(3, 7, width=4)
-    assert model(torch.zeros(2, 3, 8, 8)).shape == (2, 7)
-    assert model(torch.zeros(2, 3, 9, 5)).shape == (2, 7)
-    assert model.eval()(torch.zeros(1, 3, 8, 8)).shape == (1, 7)
+def test_the_small_network_gives_features_at_any_size():
+    backbone = SmallCNN(3, width=4)
+    assert backbone.num_features == 8
+    assert backbone(torch.zeros(2, 3, 8, 8)).shape == (2, 8)
+    assert backbone(torch.zeros(2, 3, 9, 5)).shape == (2, 8)
+    assert backbone.eval()(torch.zeros(1, 3, 8, 8)).shape == (1, 8)
+
+
+def test_branches_share_what_lies_before_them_and_stand_side_by_side():
+    backbone = SmallCNN(1, width=4, branches=3).eval()
+    images = torch.rand(2, 1, 8, 8)
+    assert backbone.num_features == 24
+    expected = [branch(backbone.shared(images)) for branch in backbone.branches]
+    assert not torch.equal(expected[0], expected[1])
+    assert torch.equal(backbone(images), torch.cat(expected, dim=1))
+
+
+@pytest.mark.parametrize("option", ["width", "branches"])
+def test_a_network_without_width_or_branches_is_refused(option):
+    with pytest.raises(ValueError, match=f"`{option}` to be positive, but got 0"):
+        SmallCNN(1, **{option: 0})
+
+
+def test_a_classifier_is_its_head_on_its_backbone():
+    backbone, head = SmallCNN(3, width=4).eval(), LinearHead(8, 7)
+    images = torch.rand(2, 3, 8, 8)
+    expected = backbone(images) @ head.weight.T + head.bias
+    np.testing.assert_allclose(Classifier(backbone, head)(images).detach(), expected.detach(), rtol=1e-5)
 
 
 def test_every_parameter_of_the_small_network_learns():
-    model = SmallCNN(1, 3, width=4)
+    model = Classifier(SmallCNN(1, width=4, branches=2), LinearHead(16, 3))
     torch.nn.functional.cross_entropy(model(torch.rand(6, 1, 8, 8)), torch.arange(6) % 3).backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
 
 def test_initial_weights_depend_on_the_seed_alone():
-    data, part = digits_lt().test, Part(name="small-cnn", options={"width": 4})
-    first = build_model(part, data, 1).state_dict()
+    data = digits_lt().test
+    first = build_model(tiny_config(seed=1), data).state_dict()
     torch.manual_seed(42)
     state = torch.get_rng_state()
-    again, other = build_model(part, data, 1).state_dict(), build_model(part, data, 2).state_dict()
+    again = build_model(tiny_config(seed=1, method="other"), data).state_dict()
+    other = build_model(tiny_config(seed=2), data).state_dict()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
-    assert first["classifier.weight"].shape == (10, 8)
+    for name in ("backbone.shared.0.weight", "head.weight"):
+        assert not torch.equal(first[name], other[name])
+    assert first["head.weight"].shape == (10, 8)
+
+
+def test_another_head_leaves_the_initial_backbone_as_it_is():
+    data = digits_lt().test
+    first = build_model(tiny_config(), data).backbone.state_dict()
+    other = build_model(tiny_config(head=Part(name="cosine")), data).backbone.state_dict()
+    assert all(torch.equal(first[name], other[name]) for name in first)
 
 
 # What a stage carries
@@ -411,7 +491,7 @@ def test_initial_weights_depend_on_the_seed_alone():
     ],
 )
 def test_a_stage_carries_what_its_loss_and_its_images_say(loss, carried, by):
-    prior, right = carried_prior(Stage(loss=loss, epochs=1), digits_lt().train)
+    prior, right = carried_prior(tiny_config(stages=(Stage(loss=loss, epochs=1),)), 0, SOURCE)
     np.testing.assert_allclose(prior.probs, carried.probs, rtol=1e-12)
     assert right == by
 
@@ -427,6 +507,31 @@ def test_a_run_stopped_in_its_first_stage_carries_what_that_stage_carries(tmp_pa
     with pytest.raises(KeyboardInterrupt):
         train(tiny_config("cross-entropy", "balanced-softmax"), tmp_path / "run", on_epoch=stop_after(1))
     assert predict(tmp_path / "run").carried == SOURCE
+
+
+@pytest.mark.parametrize(
+    ("changes", "carried", "by"),
+    [
+        ({"sampler": "class-balanced"}, Prior.uniform(10), "theory"),
+        ({"sampler": "square-root"}, SOURCE.tempered(0.5), "theory"),
+        ({"sampler": "progressively-balanced"}, Prior.uniform(10), "theory"),
+        ({"sampler": "reversed"}, SOURCE.tempered(-1.0), "theory"),
+        (
+            {"sampler": "square-root", "loss": Part(name="logit-adjusted", options={"tau": 0.5})},
+            SOURCE.tempered(0.25),
+            "theory",
+        ),
+        ({"sampler": "square-root", "loss": Part(name="balanced-softmax")}, Prior.uniform(10), "theory"),
+        ({"head": Part(name="cosine")}, SOURCE, "theory"),
+        ({"head": Part(name="nearest-class-mean"), "epochs": 0}, Prior.uniform(10), "convention"),
+    ],
+)
+def test_a_second_stage_carries_what_its_own_sampler_loss_and_head_say(changes, carried, by):
+    config = tiny_config(stages=stages_with(**changes))
+    prior, right = carried_prior(config, 1, SOURCE)
+    np.testing.assert_allclose(prior.probs, carried.probs, rtol=1e-12)
+    assert right == by
+    assert carried_prior(config, 0, SOURCE) == (SOURCE, "theory")
 
 
 # The loop
@@ -456,7 +561,7 @@ def test_another_config_gives_other_weights(tmp_path, finished_run, changes):
 
 
 def test_two_epochs_reach_the_losses_they_always_did(finished_run):
-    assert [line["loss"] for line in lines(finished_run)] == pytest.approx([2.3959, 2.2025], rel=5e-4)
+    assert [line["loss"] for line in lines(finished_run)] == pytest.approx([2.4303, 2.1924], rel=5e-4)
 
 
 def test_training_follows_a_plain_loop_written_out(tmp_path):
@@ -467,13 +572,13 @@ def test_training_follows_a_plain_loop_written_out(tmp_path):
     ours = load_file(train(config, tmp_path / "run").weights_file)
 
     data = digits_lt().train
-    model = build_model(config.model, data, derived_seed(0, "weights"))
+    model = build_model(config, data)
     model.train()
     images, labels = data.images.float() / 16, data.labels
     velocity = [torch.zeros_like(parameter) for parameter in model.parameters()]
     rates = [0.04, 0.08, 0.12, 0.16, 0.2] + [0.1 * (1 + math.cos(math.pi * step / 5)) for step in range(5)]
     for epoch in range(2):
-        generator = torch.Generator().manual_seed(derived_seed(0, "order", epoch))
+        generator = torch.Generator().manual_seed(derived_seed(0, "order", epoch, "instance"))
         order = torch.randperm(276, generator=generator)
         for step in range(STEPS):
             rows = order[64 * step : 64 * step + 64]
@@ -493,6 +598,8 @@ def test_metrics_hold_one_line_for_each_epoch_and_on_epoch_hears_the_same(tmp_pa
     heard = []
     run = train(tiny_config("cross-entropy", "balanced-softmax"), tmp_path / "run", on_epoch=heard.append)
     assert lines(run) == heard
+    keys = {"epoch", "epochs", "stage", "loss", "lr", "train_seconds", "validation_balanced_accuracy"}
+    assert all(line.keys() == keys and line["train_seconds"] > 0 for line in heard)
     assert [(line["epoch"], line["epochs"], line["stage"]) for line in heard] == [
         (1, 4, 0),
         (2, 4, 0),
@@ -518,6 +625,247 @@ def test_training_learns(tmp_path):
     assert lines(run)[-1]["validation_balanced_accuracy"] > 0.6
 
 
+# Stages
+
+
+@pytest.fixture(scope="module")
+def retrained_run(tmp_path_factory):
+    return train(tiny_config(stages=CRT), tmp_path_factory.mktemp("runs") / "retrained")
+
+
+def part_of(run, part):
+    """The tensors of the backbone, or of the head, under their own names."""
+    weights = load_file(run.weights_file)
+    return {name.split(".", 1)[1]: tensor for name, tensor in weights.items() if name.startswith(part)}
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+def test_a_stage_that_trains_the_head_leaves_the_backbone_bit_for_bit(retrained_run, finished_run):
+    before, after = part_of(finished_run, "backbone"), part_of(retrained_run, "backbone")
+    assert sum("running" in name or "tracked" in name for name in before) == 9
+    assert_same(before, after)
+
+
+def test_a_stage_that_trains_all_moves_backbone_and_head(tmp_path, finished_run):
+    run = train(tiny_config(stages=stages_with()), tmp_path / "run")
+    for part in ("backbone", "head"):
+        before, after = part_of(finished_run, part), part_of(run, part)
+        assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_backbone_that_was_frozen_trains_again_in_the_stage_after(tmp_path, finished_run):
+    config = tiny_config(stages=(*CRT, replace(stages_with()[1], epochs=1)))
+    before, after = part_of(finished_run, "backbone"), part_of(train(config, tmp_path / "run"), "backbone")
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_retraining_the_head_follows_a_plain_loop_on_fixed_features(tmp_path, finished_run):
+    """cRT by hand: a new linear layer, frozen features in evaluation mode, class-balanced batches."""
+    optimizer = Optimizer(lr=0.3, momentum=0.8, weight_decay=0.01, schedule="constant")
+    stages = (CRT[0], replace(CRT[1], optimizer=optimizer))
+    config = tiny_config(stages=stages, augmentation=Augmentation())
+    ours = part_of(train(config, tmp_path / "run"), "head")
+
+    data = digits_lt().train
+    backbone = SmallCNN(1, width=4)
+    first = train(tiny_config(augmentation=Augmentation()), tmp_path / "first")
+    backbone.load_state_dict(part_of(first, "backbone"))
+    with torch.no_grad():
+        features = backbone.eval()(data.images.float() / 16).double()
+    head = build_model(config, data, 1).head.state_dict()
+    assert not torch.equal(head["weight"], build_model(config, data, 0).head.weight)
+    weight, bias = head["weight"].double(), head["bias"].double()
+    velocity = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    for epoch in (2, 3):
+        seed = derived_seed(0, "order", epoch, "class-balanced")
+        order = sampled_order(data.labels, 10, "class-balanced", seed=seed)
+        for step in range(STEPS):
+            rows = order[64 * step : 64 * step + 64]
+            probs = (features[rows] @ weight.T + bias).softmax(dim=1)
+            error = (probs - torch.eye(10)[data.labels[rows]]) / len(rows)
+            gradients = error.T @ features[rows], error.sum(dim=0)
+            for parameter, gradient, speed in zip((weight, bias), gradients, velocity, strict=True):
+                speed.mul_(0.8).add_(gradient + 0.01 * parameter)
+                parameter -= 0.3 * speed
+    np.testing.assert_allclose(ours["weight"], weight, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours["bias"], bias, rtol=1e-4, atol=1e-5)
+
+
+def test_a_retrained_run_predicts_with_its_new_head_and_carries_the_uniform_mix(retrained_run):
+    model = Classifier(SmallCNN(1, width=4), LinearHead(8, 10))
+    model.load_state_dict(load_file(retrained_run.weights_file))
+    predictions = predict(retrained_run.folder)
+    with torch.no_grad():
+        expected = model.eval()(digits_lt().test.images.float() / 16)
+    np.testing.assert_allclose(predictions.logits, expected, rtol=1e-4, atol=1e-5)
+    assert (predictions.carried, predictions.carried_by) == (Prior.uniform(10), "theory")
+    assert [line["stage"] for line in lines(retrained_run)] == [0, 0, 1, 1]
+
+
+def test_validation_accuracy_is_compensated_by_what_its_stage_carries(retrained_run):
+    validation = predict(retrained_run.folder, "validation")
+    right = (validation.logits.argmax(dim=1) == validation.labels).double()
+    assert lines(retrained_run)[-1]["validation_balanced_accuracy"] == pytest.approx(right.mean().item())
+
+
+def test_a_head_of_another_kind_can_take_over(tmp_path, finished_run):
+    config = tiny_config(stages=stages_with(head=Part(name="cosine", options={"scale": 8.0})))
+    run = train(config, tmp_path / "run")
+    assert part_of(run, "head").keys() == {"weight", "scale"}
+    model = Classifier(SmallCNN(1, width=4), CosineHead(8, 10, scale=8.0))
+    model.load_state_dict(load_file(run.weights_file))
+    with torch.no_grad():
+        expected = model.eval()(digits_lt().test.images.float() / 16)
+    np.testing.assert_allclose(predict(run.folder).logits, expected, rtol=1e-4, atol=1e-5)
+    assert predict(run.folder).logits.abs().max() <= 8.0
+
+
+def ldam(**options):
+    return Part(name="ldam", options={"scale": 1.0, **options})
+
+
+def test_a_stage_without_optimizer_goes_on_with_momentum_and_schedule_bit_for_bit(tmp_path):
+    whole = (Stage(loss=ldam(), epochs=4, optimizer=Optimizer(lr=0.05)),)
+    deferred = (
+        replace(whole[0], epochs=2),
+        Stage(loss=ldam(), epochs=2, optimizer=None),
+    )
+    fresh = (deferred[0], replace(deferred[1], optimizer=Optimizer(lr=0.05)))
+    runs = [
+        train(tiny_config(stages=stages), tmp_path / str(number))
+        for number, stages in enumerate((whole, deferred, fresh))
+    ]
+    assert same_weights(runs[0], runs[1])
+    assert not same_weights(runs[0], runs[2])
+    assert [line["lr"] for line in lines(runs[0])] == [line["lr"] for line in lines(runs[1])]
+
+
+def test_deferred_reweighting_begins_with_its_stage(tmp_path):
+    stages = (
+        Stage(loss=ldam(), epochs=2, optimizer=Optimizer(lr=0.05)),
+        Stage(loss=ldam(reweight_beta=0.9999), epochs=2, optimizer=None),
+    )
+    plain = (stages[0], replace(stages[1], loss=ldam()))
+    run = train(tiny_config(stages=stages), tmp_path / "deferred")
+    other = train(tiny_config(stages=plain), tmp_path / "plain")
+    losses, others = ([line["loss"] for line in lines(each)] for each in (run, other))
+    assert losses[:2] == others[:2]
+    assert all(abs(ours - theirs) > 1e-3 for ours, theirs in zip(losses[2:], others[2:], strict=True))
+    predictions = predict(run.folder)
+    assert (predictions.carried, predictions.carried_by) == (Prior.uniform(10), "convention")
+
+
+def test_a_head_of_no_epochs_is_kept_as_it_is_made(tmp_path, finished_run):
+    config = tiny_config(stages=stages_with(head=Part(name="cosine"), epochs=0))
+    run = train(config, tmp_path / "run")
+    assert_same(part_of(run, "backbone"), part_of(finished_run, "backbone"))
+    assert_same(part_of(run, "head"), dict(build_model(config, digits_lt().train, 1).head.state_dict()))
+    assert lines(run)[-1]["epoch"] == len(lines(run)) == 2
+    assert run.load_weights()[1] == {"stage": 1, "epochs": 2, "completed": True, "chosen": {}}
+    assert predict(run.folder).facts["training"] == "completed"
+
+
+def test_class_means_are_made_from_the_features_of_the_stage_before(tmp_path, finished_run):
+    config = tiny_config(stages=stages_with(head=Part(name="nearest-class-mean"), epochs=0))
+    run = train(config, tmp_path / "run")
+    backbone = SmallCNN(1, width=4)
+    backbone.load_state_dict(part_of(finished_run, "backbone"))
+    splits = digits_lt()
+    with torch.no_grad():
+        features, others = (
+            backbone.eval()(split.images.float() / 16).double().numpy()
+            for split in (splits.train, splits.test)
+        )
+    directions = features / np.linalg.norm(features, axis=1, keepdims=True)
+    means = np.stack([directions[splits.train.labels == label].mean(axis=0) for label in range(10)])
+    cosines = others @ means.T / np.outer(np.linalg.norm(others, axis=1), np.linalg.norm(means, axis=1))
+    predictions = predict(run.folder)
+    np.testing.assert_allclose(predictions.logits, cosines, rtol=1e-4, atol=1e-5)
+    assert (predictions.carried, predictions.carried_by) == (Prior.uniform(10), "convention")
+
+
+def test_what_a_head_chose_is_kept_and_told(tmp_path):
+    config = tiny_config(stages=stages_with(head=Part(name="tau-norm"), epochs=0))
+    run = train(config, tmp_path / "run")
+    chosen = run.load_weights()[1]["chosen"]
+    assert chosen["tau"] in TAUS
+    assert predict(run.folder).facts["chosen tau"] == chosen["tau"]
+
+
+def test_a_second_stage_deals_from_its_sampler(tmp_path, monkeypatch):
+    dealt = []
+
+    def spy(stage, source):
+        module = build_loss(stage, source)
+        module.register_forward_pre_hook(lambda _, arguments: dealt.append((stage.sampler, arguments[1])))
+        return module
+
+    monkeypatch.setattr(loop, "build_loss", spy)
+    train(tiny_config(stages=stages_with(sampler="reversed")), tmp_path / "run")
+    for sampler, mix in (("instance", SOURCE), ("reversed", SOURCE.tempered(-1.0))):
+        labels = torch.cat([batch for name, batch in dealt if name == sampler])
+        assert len(labels) == 2 * 276
+        shares = torch.bincount(labels, minlength=10) / len(labels)
+        assert torch.all((shares - mix.probs).abs() < 4.5 * (mix.probs / len(labels)).sqrt())
+
+
+# Two branches
+
+
+def test_the_mixing_weight_falls_along_a_parabola():
+    """Zhou et al., Eq. 6, over five epochs."""
+    assert [mixing_weight(epoch / 4) for epoch in range(5)] == [1 - (epoch / 4) ** 2 for epoch in range(5)]
+
+
+@pytest.mark.parametrize(("progress", "alpha"), [(0.0, 1.0), (0.5, 0.75), (1.0, 0.0)])
+def test_a_bilateral_loss_is_that_of_mixed_logits_on_both_labels(progress, alpha):
+    """Zhou et al., Eq. 1 to 4, with the released code's factor 2 and bias, image by image."""
+    torch.manual_seed(0)
+    model = Classifier(SmallCNN(1, width=2, branches=2), BilateralHead(8, 3)).double().eval()
+    images = torch.rand(2, 5, 1, 8, 8, dtype=torch.float64)
+    labels = torch.tensor([[0, 0, 1, 0, 2], [2, 1, 2, 2, 0]])
+    weight, bias = (tensor.detach().numpy() for tensor in model.head.linear.parameters())
+    losses = []
+    for row in range(5):
+        with torch.no_grad():
+            features = [
+                branch(model.backbone.shared(images[stream, row : row + 1]))[0].numpy()
+                for stream, branch in enumerate(model.backbone.branches)
+            ]
+        mixed = alpha * weight[:, :4] @ features[0] + (1 - alpha) * weight[:, 4:] @ features[1]
+        logits = 2 * mixed + bias
+        log_probs = logits - np.log(np.exp(logits).sum())
+        losses.append(-alpha * log_probs[labels[0, row]] - (1 - alpha) * log_probs[labels[1, row]])
+    ours = bilateral_loss(model, torch.nn.CrossEntropyLoss(), list(images), list(labels), progress=progress)
+    assert ours.item() == pytest.approx(np.mean(losses), rel=1e-12)
+
+
+def test_bilateral_training_moves_from_the_first_branch_to_the_second(tmp_path, monkeypatch):
+    seen = []
+
+    def spy(model, loss_function, images, labels, *, progress):
+        seen.append((progress, labels))
+        return bilateral_loss(model, loss_function, images, labels, progress=progress)
+
+    monkeypatch.setattr(loop, "bilateral_loss", spy)
+    stage = Stage(loss=PLAIN, epochs=3, optimizer=Optimizer(lr=0.05), bilateral=True)
+    config = tiny_config(stages=(stage,), model=TWO_BRANCHES, head=Part(name="bilateral"))
+    run = train(config, tmp_path / "run")
+    assert [progress for progress, _ in seen] == [0.0] * STEPS + [0.5] * STEPS + [1.0] * STEPS
+    streams = [torch.cat([labels[stream] for _, labels in seen]) for stream in (0, 1)]
+    shares = [torch.bincount(stream, minlength=10) / len(stream) for stream in streams]
+    np.testing.assert_allclose(shares[0], SOURCE.probs, rtol=1e-6)
+    assert shares[1][0] < 0.05 and shares[1][9] > 0.2
+    predictions = predict(run.folder)
+    assert predictions.logits.isfinite().all()
+    assert (predictions.carried, predictions.carried_by) == (Prior.uniform(10), "convention")
+
+
 # What stops a run
 
 
@@ -538,6 +886,19 @@ def test_training_learns(tmp_path):
             "no loss 'hope'; there are .*cross-entropy",
         ),
         ({"stages": tiny_config("cross-entropy", "lade").stages}, "loss 'lade' cannot be built: .*alpha"),
+        ({"head": Part(name="hope")}, "no head 'hope'; there are .*cosine, .*linear"),
+        (
+            {"head": Part(name="cosine", options={"size": 1})},
+            "head 'cosine' has no option 'size'; it has scale",
+        ),
+        ({"stages": stages_with(head=Part(name="hope"))}, "no head 'hope'; there are .*linear"),
+        ({"stages": stages_with(head=Part(name="cosine", options={"scale": 0.0}))}, "`scale` to be positive"),
+        ({"stages": stages_with(sampler="hope")}, "no sampler 'hope'; there are instance, class-balanced"),
+        ({"stages": stages_with(bilateral=True)}, "`model` of two branches for a bilateral stage"),
+        (
+            {"stages": stages_with(bilateral=True), "model": TWO_BRANCHES},
+            "`head` of a bilateral stage to mix two branches",
+        ),
         ({"device": "cuda:99"}, "`device` to be auto or one of this machine, but got 'cuda:99'"),
         ({"device": "toaster"}, "`device` .* but got 'toaster'"),
     ],
@@ -570,7 +931,7 @@ def test_the_step_whose_loss_was_not_finite_is_named(tmp_path, monkeypatch, valu
             self.calls += 1
             return logits.mean() * 0 + (value if self.calls == 8 else 1.0)
 
-    monkeypatch.setattr(loop, "build_loss", lambda part, source: BreaksAtStep())
+    monkeypatch.setattr(loop, "build_loss", lambda stage, source: BreaksAtStep())
     with pytest.raises(NonFiniteLossError, match=rf"was {value} at step 7 \(epoch 2\)"):
         train(tiny_config(), tmp_path / "run")
     assert len(lines(Run(tmp_path / "run"))) == 1
@@ -593,7 +954,7 @@ def test_an_interrupted_run_can_be_predicted_with_and_says_so(tmp_path, finished
     assert run.config() == config
     assert len(lines(run)) == 3
     predictions = predict(run.folder)
-    assert predictions.facts["training"] == "stopped after 3 epochs"
+    assert predictions.facts["training"] == "stopped in epoch 4"
     assert predictions.logits.isfinite().all()
     assert predict(finished_run.folder).facts["training"] == "completed"
 
@@ -608,9 +969,51 @@ def test_an_interrupt_in_the_middle_of_an_epoch_keeps_the_weights_of_that_moment
     with pytest.raises(KeyboardInterrupt):
         train(tiny_config(), tmp_path / "run")
     weights, progress = Run(tmp_path / "run").load_weights()
-    assert progress == {"stage": 0, "epochs": 1, "completed": False}
-    assert weights["features.1.num_batches_tracked"] == 7
-    assert predict(tmp_path / "run").facts["training"] == "stopped after 1 epochs"
+    assert progress == {"stage": 0, "epochs": 1, "completed": False, "chosen": {}}
+    assert weights["backbone.shared.1.num_batches_tracked"] == 7
+    assert predict(tmp_path / "run").facts["training"] == "stopped in epoch 2"
+
+
+def interrupting_at(call):
+    """The learning rate, but Ctrl-C at this call."""
+    calls = []
+
+    def rate(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return learning_rate(*arguments, **options)
+
+    return rate
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_interrupt_in_the_first_epoch_with_a_new_head_leaves_that_head(tmp_path, monkeypatch, steps):
+    monkeypatch.setattr(loop, "learning_rate", interrupting_at(2 * STEPS + steps))
+    config = tiny_config(stages=stages_with(head=Part(name="cosine"), sampler="class-balanced"))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    weights, progress = Run(tmp_path / "run").load_weights()
+    assert progress == {"stage": 1, "epochs": 2, "completed": False, "chosen": {}}
+    assert "head.scale" in weights
+    predictions = predict(tmp_path / "run")
+    assert predictions.logits.isfinite().all()
+    assert predictions.facts["training"] == "stopped in epoch 3"
+    assert predictions.carried == Prior.uniform(10)
+
+
+def test_an_interrupt_while_a_head_is_made_leaves_the_head_before(tmp_path, monkeypatch, finished_run):
+    def interrupt(head, start):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NearestClassMeanHead, "begin", interrupt)
+    config = tiny_config(stages=stages_with(head=Part(name="nearest-class-mean"), epochs=0))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run")
+    assert same_weights(Run(tmp_path / "run"), finished_run)
+    predictions = predict(tmp_path / "run")
+    assert predictions.carried == SOURCE
+    assert predictions.facts["training"].startswith("stopped")
 
 
 def test_training_again_after_an_interrupt_gives_the_uninterrupted_run(tmp_path, finished_run):
@@ -673,6 +1076,21 @@ def test_weights_of_another_program_are_refused(finished_run, tmp_path):
         run.load_weights()
 
 
+def test_weights_that_do_not_fit_the_config_are_refused_by_name(finished_run, tmp_path):
+    run = copy_of(finished_run, tmp_path / "run")
+    tiny_config(model=Part(name="small-cnn", options={"width": 8})).save(run.config_file)
+    with pytest.raises(ValueError, match=r"run/model\.safetensors does not fit .*run/config\.json"):
+        predict(run.folder)
+
+
+def test_a_run_predicts_on_whatever_device_there_is(finished_run, tmp_path):
+    run = copy_of(finished_run, tmp_path / "run")
+    tiny_config(device="cuda:99").save(run.config_file)
+    assert torch.equal(predict(run.folder, device="cpu").logits, predict(finished_run.folder).logits)
+    with pytest.raises(ValueError, match=r"`device` .* but got 'toaster'"):
+        predict(run.folder, device="toaster")
+
+
 def test_predictions_state_the_truth_about_their_run(finished_run):
     splits = digits_lt()
     for split in ("train", "validation", "test"):
@@ -694,7 +1112,7 @@ def test_predictions_state_the_truth_about_their_run(finished_run):
 
 def test_predictions_are_the_logits_of_the_network_in_evaluation_mode(finished_run):
     images = digits_lt().test
-    model = SmallCNN(1, 10, width=4)
+    model = Classifier(SmallCNN(1, width=4), LinearHead(8, 10))
     model.load_state_dict(load_file(finished_run.weights_file))
     model.eval()
     with torch.no_grad():

@@ -73,6 +73,10 @@ class Predictions:
                 f"first in row {int(broken[0])}."
             )
         object.__setattr__(self, "carried", as_prior(self.carried, "carried", self.num_classes))
+        for name in ("labels", "train_counts"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Tensor):
+                raise TypeError(f"Expected `{name}` to be a tensor, but got {type(value).__name__}.")
         if self.labels is not None:
             if self.labels.shape != (self.num_samples,):
                 raise ValueError(
@@ -81,11 +85,17 @@ class Predictions:
                 )
             count_labels(self.labels, self.num_classes)
             object.__setattr__(self, "labels", self.labels.to(torch.int64))
-        if self.train_counts is not None and self.train_counts.shape != (self.num_classes,):
-            raise ValueError(
-                f"Expected `train_counts` with one entry per class, {self.num_classes}, "
-                f"but got shape {tuple(self.train_counts.shape)}."
-            )
+        if self.train_counts is not None:
+            if self.train_counts.shape != (self.num_classes,):
+                raise ValueError(
+                    f"Expected `train_counts` with one entry per class, {self.num_classes}, "
+                    f"but got shape {tuple(self.train_counts.shape)}."
+                )
+            wrong = [count for count in self.train_counts.tolist() if not (count >= 0 and count % 1 == 0)]
+            if wrong:
+                raise ValueError(
+                    f"Expected `train_counts` to be non-negative whole numbers, but got {wrong[0]}."
+                )
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(
                 f"Expected `class_names` with one name per class, {self.num_classes}, "

@@ -1,2 +1,5 @@
 from ._adjust import adjust as adjust
 from ._adjust import logit_adjust as logit_adjust
+from ._tau import TAUS as TAUS
+from ._tau import best_tau as best_tau
+from ._tau import tune_tau as tune_tau

@@ -1,4 +1,4 @@
-"""Networks that the recipes need; a config names them in kebab case, `SmallCNN` as `small-cnn`."""
+"""Networks: a backbone that turns images into features, and a head that turns features into logits."""
 
 from priorshift._lazy import attach
 

@@ -1,3 +1,1 @@
-from ._small_cnn import SmallCNN as SmallCNN
-
-__all__: list[str]
+from ._classifier import Classifier as Classifier

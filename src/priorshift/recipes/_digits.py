@@ -1,11 +1,11 @@
 """Handwritten digits, long-tailed at imbalance ratio 50: 276 training images of 8 × 8 pixels.
 
 The scores are top-1 accuracy on the uniform test split, mean ± sd over seeds 0 to 2 (torch 2.15, one CPU
-core, 4 s a run; `priorshift quickstart`). Settings were chosen on the validation split (`benchmarks/digits_settings.py`).
+core, 4 s a run; `priorshift quickstart`). Settings were chosen on the validation split
+(`benchmarks/digits_settings.py`).
 """
 
-from dataclasses import replace
-
+from priorshift.recipes.methods import with_method
 from priorshift.training.config import Augmentation, Optimizer, Part, Stage, TrainConfig
 
 
@@ -29,14 +29,9 @@ def digits_softmax() -> TrainConfig:
 
 def digits_balanced_softmax() -> TrainConfig:
     """Balanced Softmax, else as `digits_softmax`. Expected: 93.7 ± 0.6 %."""
-    return _with_loss("Balanced Softmax", Part(name="balanced-softmax"))
+    return with_method(digits_softmax(), "balanced-softmax")
 
 
 def digits_lade() -> TrainConfig:
     """LADE in the paper's form, else as `digits_softmax`. Expected: 94.2 ± 0.2 %."""
-    return _with_loss("LADE", Part(name="lade", options={"alpha": 0.01, "lam": 0.01}))
-
-
-def _with_loss(method: str, loss: Part) -> TrainConfig:
-    base = digits_softmax()
-    return replace(base, method=method, stages=(replace(base.stages[0], loss=loss),))
+    return with_method(digits_softmax(), "lade")

@@ -2,17 +2,20 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from priorshift import losses, models
-from priorshift.data import ImageSet, Splits, sources
+from priorshift import losses
+from priorshift.data import ImageSet, Splits, sampled_prior, sources
+from priorshift.models import Classifier, backbones, heads
 from priorshift.priors import Prior
-from priorshift.training.config import Part, Stage
+from priorshift.training.config import Part, Stage, TrainConfig
+from priorshift.training.seeds import derived_seed
 
 
 def loss_names() -> dict[str, str]:
@@ -21,8 +24,13 @@ def loss_names() -> dict[str, str]:
 
 
 def model_names() -> dict[str, str]:
-    """Config name → class of every model in `priorshift.models`."""
-    return {_kebab(name): name for name in models.__all__}
+    """Config name → class of every backbone in `priorshift.models.backbones`."""
+    return {_kebab(name): name for name in backbones.__all__}
+
+
+def head_names() -> dict[str, str]:
+    """Config name → class of every head in `priorshift.models.heads`: `cosine` → `CosineHead`."""
+    return {_kebab(name.removesuffix("Head")): name for name in heads.__all__ if name.endswith("Head")}
 
 
 def source_names() -> dict[str, str]:
@@ -30,28 +38,57 @@ def source_names() -> dict[str, str]:
     return {_kebab(name): name for name in sources.__all__}
 
 
-def build_loss(part: Part, source: Prior) -> nn.Module:
-    """The loss of this name for a stream of this class mix.
+def build_loss(stage: Stage, source: Prior) -> nn.Module:
+    """The loss of a stage, for the class mix that its sampler deals from data of the mix `source`.
 
     Raises:
-        ValueError: If there is no such loss, or it does not take one of the options.
+        ValueError: If there is no such loss or sampler, or the loss does not take one of the options.
     """
-    loss: nn.Module = _build(losses, loss_names(), "loss", part, source)
+    stream = sampled_prior(stage.sampler, source)
+    loss: nn.Module = _build(losses, loss_names(), "loss", stage.loss, stream)
     return loss
 
 
-def build_model(part: Part, data: ImageSet, seed: int) -> nn.Module:
-    """The model of this name for such images, with initial weights that depend on the seed alone.
+def build_model(config: TrainConfig, data: ImageSet, stage: int = 0) -> Classifier:
+    """The classifier that a stage trains, with the initial weights that the seed of the config gives.
 
     Raises:
-        ValueError: If there is no such model, or it does not take one of the options.
+        ValueError: If there is no such backbone or head, or it does not take one of the options.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model: nn.Module = _build(
-            models, model_names(), "model", part, data.images.shape[1], data.num_classes
+    with seeded(derived_seed(config.seed, "weights")):
+        channels = data.images.shape[1]
+        backbone: nn.Module = _build(backbones, model_names(), "model", config.model, channels)
+    return Classifier(backbone, build_head(config, backbone, data.num_classes, stage))
+
+
+def build_head(config: TrainConfig, backbone: nn.Module, num_classes: int, stage: int) -> nn.Module:
+    """The head that is in force in a stage, with the initial weights that the seed of the config gives.
+
+    Raises:
+        ValueError: If there is no such head, or it does not take one of the options.
+    """
+    part, since = head_in_force(config, stage)
+    if since == 0 and part == config.head and _needs_start(part):
+        raise ValueError(
+            f"The head {part.name!r} is made from the one before it: give it to a later stage, "
+            "not to the run."
         )
-    return model
+    with seeded(derived_seed(config.seed, "head", since)):
+        head: nn.Module = _build(heads, head_names(), "head", part, backbone.num_features, num_classes)
+    return head
+
+
+def _needs_start(part: Part) -> bool:
+    return getattr(getattr(heads, head_names().get(part.name, ""), None), "needs_start", False)
+
+
+def head_in_force(config: TrainConfig, stage: int) -> tuple[Part, int]:
+    """The head of a stage, and the stage that it came with."""
+    for number in range(stage, -1, -1):
+        part = config.stages[number].head
+        if part is not None:
+            return part, number
+    return config.head, 0
 
 
 def load_data(part: Part) -> Splits:
@@ -64,13 +101,28 @@ def load_data(part: Part) -> Splits:
     return splits
 
 
-def carried_prior(stage: Stage, train: ImageSet) -> tuple[Prior, Literal["theory", "convention"]]:
-    """The prior that logits carry after a stage on these training images, and by which right.
+def carried_prior(
+    config: TrainConfig, stage: int, source: Prior
+) -> tuple[Prior, Literal["theory", "convention"]]:
+    """The prior that logits carry after a stage on training images of this class mix, and by which right.
 
-    It follows from the loss and from the class mix of the stream that the stage sees.
+    It follows from the loss of the stage and the mix that its sampler deals; after a head to which theory no
+    longer applies, from what its authors use it for.
     """
-    loss: Any = build_loss(stage.loss, Prior.from_counts(train.counts))
+    part, _ = head_in_force(config, stage)
+    head = getattr(heads, head_names()[part.name])
+    if hasattr(head, "conventional_prior"):
+        return head.conventional_prior(source), "convention"
+    loss: Any = build_loss(config.stages[stage], source)
     return loss.carried_prior, loss.carried_by
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's generators for the block, and leave them as they were."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
 
 
 def _build(room: ModuleType, names: dict[str, str], kind: str, part: Part, *arguments: object) -> Any:

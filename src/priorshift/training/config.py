@@ -70,11 +70,28 @@ class Stage:
 
     loss: Part
     epochs: int
+    """0 for a head that is made when its stage begins and not trained, such as class means."""
     optimizer: Optimizer | None = field(default_factory=Optimizer)
     """None goes on with the optimizer and the schedule of the stage before, which then spans both."""
+    sampler: Literal["instance", "class-balanced", "square-root", "progressively-balanced", "reversed"] = (
+        "instance"
+    )
+    """Which images an epoch deals: see `priorshift.data.sampled_prior`."""
+    bilateral: bool = False
+    """BBN: a second stream from the reversed sampler, for a backbone of two branches and a bilateral head."""
+    head: Part | None = None
+    """A new head to begin with, from `priorshift.models.heads`; None keeps the head as it is."""
+    trains: Literal["all", "head"] = "all"
+    """`head` freezes the backbone, its batch statistics included."""
 
     def __post_init__(self) -> None:
-        _require(self.epochs > 0, "epochs", "positive", self.epochs)
+        _require(self.epochs >= 0, "epochs", "non-negative", self.epochs)
+        if self.epochs == 0 and self.head is None:
+            raise ValueError("Expected `epochs` to be positive in a stage without a new `head`, but got 0.")
+        if self.optimizer is None and (self.head is not None or self.trains == "head"):
+            raise ValueError(
+                "Expected an `optimizer` in a stage that has a new `head` or trains only that, but got None."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +102,10 @@ class TrainConfig:
     """Published name of the method, for tables and legends."""
     data: Part
     model: Part
+    """The backbone, from `priorshift.models.backbones`."""
     stages: tuple[Stage, ...]
+    head: Part = field(default_factory=lambda: Part(name="linear"))
+    """The head that the first stage trains, from `priorshift.models.heads`."""
     batch_size: int = 128
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0

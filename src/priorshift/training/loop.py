@@ -11,12 +11,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from priorshift.adjustment import adjust
-from priorshift.data import ImageSet, augmented, shuffled
+from priorshift.data import ImageSet, Splits, augmented, sampled_order
 from priorshift.metrics import balanced_error
+from priorshift.models import Classifier
+from priorshift.models.heads import Features, Start
 from priorshift.priors import Prior
-from priorshift.training.build import build_loss, build_model, carried_prior, load_data
+from priorshift.training.bilateral import bilateral_loss, require_branches
+from priorshift.training.build import (
+    build_head,
+    build_loss,
+    build_model,
+    carried_prior,
+    load_data,
+    seeded,
+)
 from priorshift.training.config import Optimizer, TrainConfig
-from priorshift.training.run import Run, collect_logits, resolve_device
+from priorshift.training.run import Run, collect, resolve_device
 from priorshift.training.schedule import learning_rate
 from priorshift.training.seeds import derived_seed
 
@@ -39,6 +49,8 @@ class Epoch:
     """The schedule's steps that this epoch takes."""
     total_steps: int
     """The number of steps that the schedule spans."""
+    progress: float
+    """Share of the epochs of its stage that are over, 0 in the first and 1 in the last."""
 
 
 def plan(config: TrainConfig, steps_per_epoch: int) -> Iterator[Epoch]:
@@ -52,10 +64,17 @@ def plan(config: TrainConfig, steps_per_epoch: int) -> Iterator[Epoch]:
                 if later.optimizer is not None:
                     break
                 spanned += later.epochs
-        for _ in range(stage.epochs):
+        for passed in range(stage.epochs):
             first = (number - begin) * steps_per_epoch
-            steps = range(first, first + steps_per_epoch)
-            yield Epoch(number, index, settings, number == begin, steps, spanned * steps_per_epoch)
+            yield Epoch(
+                number=number,
+                stage=index,
+                settings=settings,
+                fresh=number == begin,
+                scheduled=range(first, first + steps_per_epoch),
+                total_steps=spanned * steps_per_epoch,
+                progress=passed / max(1, stage.epochs - 1),
+            )
             number += 1
 
 
@@ -80,79 +99,133 @@ def train(
     splits = load_data(config.data)
     device = resolve_device(config.device)
     source = Prior.from_counts(splits.train.counts)
-    losses = [build_loss(stage.loss, source).to(device) for stage in config.stages]
-    model = build_model(config.model, splits.train, derived_seed(config.seed, "weights")).to(device)
-    images, labels = splits.train.pixels(device), splits.train.labels.to(device)
-    epochs = list(plan(config, steps_per_epoch=-(-len(labels) // config.batch_size)))
+    losses = [build_loss(stage, source).to(device) for stage in config.stages]
+    for number in reversed(range(len(config.stages))):
+        model = build_model(config, splits.train, number).to(device)
+        if config.stages[number].bilateral:
+            require_branches(model)
+    images = splits.train.pixels(device)
+    epochs = list(plan(config, steps_per_epoch=-(-len(splits.train) // config.batch_size)))
 
     run = Run(folder)
     run.begin(config)
-    done = 0
+    stage, done = 0, 0
     try:
-        for epoch in epochs:
-            started = time.perf_counter()
-            if epoch.fresh:
-                optimizer = _sgd(model, epoch.settings)
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                step_losses = _train_epoch(
-                    model, optimizer, losses[epoch.stage], images, labels, config, epoch
-                )
-            _check_finite(step_losses, epoch)
-            done = epoch.number + 1
-            carried, _ = carried_prior(config.stages[epoch.stage], splits.train)
-            record = {
-                "epoch": done,
-                "epochs": len(epochs),
-                "stage": epoch.stage,
-                "loss": step_losses.mean().item(),
-                "lr": optimizer.param_groups[0]["lr"],
-                "validation_balanced_accuracy": _balanced_accuracy(model, splits.validation, carried, device),
-                "seconds": round(time.perf_counter() - started, 4),
-            }
-            run.append_metrics(record)
-            on_epoch(record)
+        for number, settings in enumerate(config.stages):
+            _begin(model, config, number, splits, source, device)
+            stage = number if settings.head is not None else stage
+            for epoch in (each for each in epochs if each.stage == number):
+                started = time.perf_counter()
+                if epoch.fresh:
+                    optimizer = _sgd(model, epoch.settings)
+                step_losses = _train_epoch(model, optimizer, losses[number], images, splits, config, epoch)
+                _check_finite(step_losses, epoch)
+                stage, done = number, epoch.number + 1
+                record = {
+                    "epoch": done,
+                    "epochs": len(epochs),
+                    "stage": number,
+                    "loss": step_losses.mean().item(),
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "train_seconds": round(time.perf_counter() - started, 4),
+                    "validation_balanced_accuracy": _balanced_accuracy(
+                        model, splits.validation, carried_prior(config, number, source)[0], device
+                    ),
+                }
+                run.append_metrics(record)
+                on_epoch(record)
+            stage = number
     except KeyboardInterrupt:
-        run.save_weights(model, stage=epoch.stage, epochs=done, completed=False)
+        run.save_weights(model, stage=stage, epochs=done, completed=False)
         raise
-    run.save_weights(model, stage=epoch.stage, epochs=done, completed=True)
+    run.save_weights(model, stage=stage, epochs=done, completed=True)
     return run
 
 
+def _begin(
+    model: Classifier, config: TrainConfig, number: int, splits: Splits, source: Prior, device: torch.device
+) -> None:
+    """Put a new head on where the stage asks for one, and freeze the backbone or free it."""
+    stage = config.stages[number]
+    if stage.head is not None:
+        head: Any = build_head(config, model.backbone, splits.train.num_classes, number)
+        if hasattr(head, "begin"):
+            carried, _ = carried_prior(config, max(0, number - 1), source)
+            head.begin(
+                Start(
+                    previous=model.head,
+                    train=Features(collect(model.backbone, splits.train, device), splits.train.labels),
+                    validation=Features(
+                        collect(model.backbone, splits.validation, device), splits.validation.labels
+                    ),
+                    source=source,
+                    carried=carried,
+                )
+            )
+        model.head = head.to(device)
+    model.backbone.requires_grad_(stage.trains == "all")
+
+
 def _train_epoch(
-    model: nn.Module,
+    model: Classifier,
     optimizer: torch.optim.Optimizer,
     loss_function: nn.Module,
     images: Float[Tensor, "samples channels height width"],
-    labels: Tensor,
+    splits: Splits,
     config: TrainConfig,
     epoch: Epoch,
 ) -> Float[Tensor, " steps"]:
+    stage = config.stages[epoch.stage]
     model.train()
-    order = shuffled(len(labels), config.batch_size, derived_seed(config.seed, "order", epoch.number))
-    step_losses = torch.zeros(len(order), device=images.device)
-    for index, (batch, step) in enumerate(zip(order, epoch.scheduled, strict=True)):
-        torch.manual_seed(derived_seed(config.seed, "step", epoch.number, index))
-        inputs = augmented(
-            images[batch],
-            shift=config.augmentation.shift,
-            flip=config.augmentation.flip,
-            seed=derived_seed(config.seed, "augmentation", epoch.number, index),
+    if stage.trains == "head":
+        model.backbone.eval()
+    labels = splits.train.labels
+    orders = [
+        sampled_order(
+            labels,
+            splits.train.num_classes,
+            sampler,
+            seed=derived_seed(config.seed, "order", epoch.number, sampler),
+            progress=epoch.progress,
         )
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(
-                epoch.settings, step, steps_per_epoch=len(order), total_steps=epoch.total_steps
-            )
-        loss = loss_function(model(inputs), labels[batch])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        for sampler in ((stage.sampler, "reversed") if stage.bilateral else (stage.sampler,))
+    ]
+    streams = [torch.split(order, config.batch_size) for order in orders]
+    step_losses = torch.zeros(len(streams[0]), device=images.device)
+    for index, (step, *batches) in enumerate(zip(epoch.scheduled, *streams, strict=True)):
+        loss: Any
+        with seeded(derived_seed(config.seed, "step", epoch.number, index)):
+            inputs = [
+                augmented(
+                    images[batch],
+                    shift=config.augmentation.shift,
+                    flip=config.augmentation.flip,
+                    seed=derived_seed(config.seed, "augmentation", epoch.number, index, stream),
+                )
+                for stream, batch in enumerate(batches)
+            ]
+            targets = [labels[batch].to(images.device) for batch in batches]
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(
+                    epoch.settings, step, steps_per_epoch=len(step_losses), total_steps=epoch.total_steps
+                )
+            if stage.bilateral:
+                loss = bilateral_loss(model, loss_function, inputs, targets, progress=epoch.progress)
+            else:
+                features = model.backbone(inputs[0])
+                loss = loss_function(model.head(features), targets[0])
+                if hasattr(model.head, "regulariser"):
+                    loss = loss + model.head.regulariser(features, targets[0])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
         step_losses[index] = loss.detach()
     return step_losses
 
 
 def _sgd(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     return torch.optim.SGD(
-        model.parameters(),
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=settings.lr,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
@@ -171,6 +244,6 @@ def _check_finite(step_losses: Float[Tensor, " steps"], epoch: Epoch) -> None:
 
 
 def _balanced_accuracy(model: nn.Module, data: ImageSet, carried: Prior, device: torch.device) -> float:
-    logits = collect_logits(model, data, device)
+    logits = collect(model, data, device)
     adjusted = adjust(logits, carried=carried, target=Prior.uniform(data.num_classes))
     return 1 - balanced_error(adjusted.argmax(dim=1), data.labels, data.num_classes)

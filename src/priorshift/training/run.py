@@ -1,4 +1,4 @@
-"""A run folder: config, metrics, weights, predictions; whatever is in it was written whole."""
+"""A run folder: config, weights and predictions, written whole, and metrics, a line at a time."""
 
 import json
 import platform
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 import priorshift
 from priorshift._files import written_whole
 from priorshift.data import ImageSet
+from priorshift.models import Classifier
 from priorshift.predictions import Predictions
+from priorshift.priors import Prior
 from priorshift.training.build import build_model, carried_prior, load_data
 from priorshift.training.config import TrainConfig
 
@@ -79,9 +81,10 @@ class Run:
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def save_weights(self, model: nn.Module, *, stage: int, epochs: int, completed: bool) -> None:
-        """Write the weights with the stage that they are in and the number of epochs that they finished."""
-        facts = {"stage": stage, "epochs": epochs, "completed": completed}
+    def save_weights(self, model: Classifier, *, stage: int, epochs: int, completed: bool) -> None:
+        """Write the weights, their stage, the epochs that they finished, and what the head chose."""
+        chosen = getattr(model.head, "chosen", {})
+        facts = {"stage": stage, "epochs": epochs, "completed": completed, "chosen": chosen}
         with written_whole(self.weights_file) as temporary:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
@@ -123,35 +126,40 @@ def resolve_device(name: str) -> torch.device:
 
 
 @torch.no_grad()
-def collect_logits(model: nn.Module, data: ImageSet, device: torch.device) -> Tensor:
-    """Logits of every image in order, `[N, C]`, float32, on the CPU; the model ends in evaluation mode."""
+def collect(model: nn.Module, data: ImageSet, device: torch.device) -> Tensor:
+    """What a model says of every image in order, float32, on the CPU; it ends in evaluation mode."""
     model.eval()
     batches = torch.split(data.pixels(device), 1024)
     return torch.cat([model(batch).float() for batch in batches]).cpu()
 
 
-def predict(folder: Path, split: str = "test") -> Predictions:
+def predict(folder: Path, split: str = "test", *, device: str = "auto") -> Predictions:
     """Predict with a trained run on one of its splits, with the carried prior and the facts of the run.
 
     Args:
         folder: The run folder.
         split: "train", "validation" or "test".
+        device: `auto` takes CUDA, then MPS, then the CPU, wherever the run was trained.
 
     Raises:
         FileNotFoundError: If the folder is no run folder, or not trained yet.
-        ValueError: If a file in it cannot be read or the split does not exist.
+        ValueError: If a file in it cannot be read, the weights do not fit the config, or the split does not
+            exist.
     """
     run = Run(folder)
     config = run.config()
     weights, progress = run.load_weights()
     splits = load_data(config.data)
     data = splits.named(split)
-    device = resolve_device(config.device)
-    model = build_model(config.model, data, config.seed).to(device)
-    model.load_state_dict(weights)
-    carried, carried_by = carried_prior(config.stages[progress["stage"]], splits.train)
+    here = resolve_device(device)
+    model = build_model(config, data, progress["stage"]).to(here)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{run.weights_file} does not fit {run.config_file}: {error}") from error
+    carried, carried_by = carried_prior(config, progress["stage"], Prior.from_counts(splits.train.counts))
     return Predictions(
-        logits=collect_logits(model, data, device),
+        logits=collect(model, data, here),
         labels=data.labels,
         carried=carried,
         carried_by=carried_by,
@@ -165,8 +173,9 @@ def predict(folder: Path, split: str = "test") -> Predictions:
             "train_fingerprint": splits.train.fingerprint,
             "training": "completed"
             if progress["completed"]
-            else f"stopped after {progress['epochs']} epochs",
-            **environment(device),
+            else f"stopped in epoch {progress['epochs'] + 1}",
+            **{f"chosen {name}": value for name, value in progress["chosen"].items()},
+            **environment(here),
         },
     )
 

@@ -1,22 +1,9 @@
-"""Batches of images that already live on the device: an order, and augmentation of a whole batch at once."""
+"""Augmentation of a whole batch of images that already live on the device."""
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-
-
-def shuffled(num_samples: int, batch_size: int, seed: int) -> list[Int[Tensor, " batch"]]:
-    """Every index once in a random order, cut into batches; the last one may be smaller.
-
-    A pure function of the seed: derive that from (seed, epoch) and a run can go on in the middle.
-
-    Example:
-        >>> [batch.tolist() for batch in shuffled(5, 2, seed=0)]
-        [[4, 0], [1, 3], [2]]
-    """
-    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed))
-    return list(torch.split(order, batch_size))
 
 
 def augmented(
