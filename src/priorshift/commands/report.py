@@ -1,0 +1,36 @@
+"""Compare runs on the eleven standard class mixes in one self-contained HTML page."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from tyro.conf import Positional
+
+from priorshift.evaluation import compare
+from priorshift.predictions import Predictions
+from priorshift.report import comparison_table, console, write_report
+from priorshift.training import Run
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Which runs, and where the page goes."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run folders (their test predictions are read) or predictions files, all of one test set."""
+    output: Path = Path("report.html")
+    """The page to write."""
+    title: str = "Class mixes compared"
+    """Its title."""
+
+
+def run(arguments: Arguments) -> None:
+    """Print the table and write the page."""
+    if not arguments.runs:
+        raise ValueError("Expected at least one run folder or predictions file.")
+    runs = [
+        Predictions.load(Run(path).predictions_file("test") if path.is_dir() else path)
+        for path in arguments.runs
+    ]
+    Console().print(console(comparison_table(compare(runs))))
+    print(write_report(runs, arguments.output, title=arguments.title))
