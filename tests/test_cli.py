@@ -141,6 +141,9 @@ def test_the_help_of_train_lists_every_recipe(capsys):
         (["report", "run", "--titel", "Digits"], ["--titel"]),
         (["evaluate", "p.safetensors", "--draws", "1.5"], ["--draws", "'1.5'"]),
         (["train", "digits-softmax", "--bogus", "3"], ["--bogus"]),
+        (["train", "digits-softmax", "--method=hope"], ["no method 'hope'"]),
+        (["train", "digits-softmax", "--method"], ["--method"]),
+        (["train", "digits-softmax", "--method", "crt", "--method", "ncm"], ["one `--method`, but got 2"]),
         (["train", "digits-softmax", "--method", "hope"], ["no method 'hope'", "crt", "causal-norm"]),
         (["train", "digits-softmax", "--seed", "x"], ["--seed", "'x'"]),
         (["train", "digits-softmax", "--seed", "-1"], ["`seed` to be non-negative, but got -1"]),
@@ -421,6 +424,16 @@ def test_every_field_of_a_recipe_is_an_option(tmp_path, capsys, short_recipes):
     assert (config.data, config.model, config.seed) == (recipe.data, recipe.model, recipe.seed)
     assert main(["predict", str(folder)]) == 0
     assert Predictions.load(Run(folder).predictions_file("test")).carried == Prior.uniform(10)
+
+
+def test_a_method_is_more_than_its_name_however_it_is_typed(tmp_path, capsys, short_recipes):
+    for number, words in enumerate((["--method", "crt"], ["--method=crt"])):
+        folder = tmp_path / str(number)
+        argv = ["train", "digits-softmax", *words, "--device", "cpu", "--output", str(folder)]
+        assert main(argv) == 0
+        config = Run(folder).config()
+        assert (config.method, config.stages[1].trains) == ("cRT", "head")
+        assert Run(folder).finished(config)
 
 
 def test_runs_go_where_their_recipe_and_seed_say(tmp_path, capsys, monkeypatch, short_recipes):

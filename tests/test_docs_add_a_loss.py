@@ -17,11 +17,11 @@ import doctest, torch
 from priorshift import Prior
 from priorshift.losses import CrossEntropyLoss, PolyLoss, _poly
 from priorshift.training.build import build_loss, loss_names
-from priorshift.training.config import Part
+from priorshift.training.config import Part, Stage
 
 prior = Prior.from_counts([6, 3, 1])
 logits, labels = torch.randn(8, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2, 0, -100])
-built = build_loss(Part(name="poly", options={"epsilon": 2.0}), prior)
+built = build_loss(Stage(loss=Part(name="poly", options={"epsilon": 2.0}), epochs=1), prior)
 share = logits[:7].softmax(1)[torch.arange(7), labels[:7]]
 by_hand = (-share.log() + 2 * (1 - share)).mean()
 plain = PolyLoss(prior, epsilon=0.0)

@@ -856,7 +856,8 @@ def test_bilateral_training_moves_from_the_first_branch_to_the_second(tmp_path, 
     stage = Stage(loss=PLAIN, epochs=3, optimizer=Optimizer(lr=0.05), bilateral=True)
     config = tiny_config(stages=(stage,), model=TWO_BRANCHES, head=Part(name="bilateral"))
     run = train(config, tmp_path / "run")
-    assert [progress for progress, _ in seen] == [0.0] * STEPS + [0.5] * STEPS + [1.0] * STEPS
+    expected = [0.0] * STEPS + [1 / 3] * STEPS + [2 / 3] * STEPS
+    assert [progress for progress, _ in seen] == pytest.approx(expected)
     streams = [torch.cat([labels[stream] for _, labels in seen]) for stream in (0, 1)]
     shares = [torch.bincount(stream, minlength=10) / len(stream) for stream in streams]
     np.testing.assert_allclose(shares[0], SOURCE.probs, rtol=1e-6)
@@ -893,7 +894,6 @@ def test_bilateral_training_moves_from_the_first_branch_to_the_second(tmp_path, 
         ),
         ({"stages": stages_with(head=Part(name="hope"))}, "no head 'hope'; there are .*linear"),
         ({"stages": stages_with(head=Part(name="cosine", options={"scale": 0.0}))}, "`scale` to be positive"),
-        ({"stages": stages_with(sampler="hope")}, "no sampler 'hope'; there are instance, class-balanced"),
         ({"stages": stages_with(bilateral=True)}, "`model` of two branches for a bilateral stage"),
         (
             {"stages": stages_with(bilateral=True), "model": TWO_BRANCHES},
@@ -1003,13 +1003,19 @@ def test_an_interrupt_in_the_first_epoch_with_a_new_head_leaves_that_head(tmp_pa
 
 
 def test_an_interrupt_while_a_head_is_made_leaves_the_head_before(tmp_path, monkeypatch, finished_run):
+    begin, calls = NearestClassMeanHead.begin, []
+
     def interrupt(head, start):
-        raise KeyboardInterrupt
+        calls.append(len(start.train.labels))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        begin(head, start)
 
     monkeypatch.setattr(NearestClassMeanHead, "begin", interrupt)
     config = tiny_config(stages=stages_with(head=Part(name="nearest-class-mean"), epochs=0))
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run")
+    assert calls == [10, 276]
     assert same_weights(Run(tmp_path / "run"), finished_run)
     predictions = predict(tmp_path / "run")
     assert predictions.carried == SOURCE
@@ -1151,3 +1157,44 @@ def test_a_gpu_trains_as_a_cpu_does(tmp_path, finished_run):
     on_gpu = train(tiny_config(device="cuda"), tmp_path / "run")
     for ours, theirs in zip(lines(on_gpu), lines(finished_run), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "hope"}, "`sampler` to be one of instance, .* but got 'hope'"),
+        ({"trains": "heads"}, "`trains` to be one of all, head, but got 'heads'"),
+    ],
+)
+def test_a_stage_of_an_unknown_kind_cannot_be_made(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Stage(loss=Part(name="cross-entropy"), epochs=1, **settings)
+    with pytest.raises(ValueError, match=r"`schedule` to be one of constant, .* but got 'linear'"):
+        Optimizer(schedule="linear")
+
+
+def test_the_optimizer_of_a_frozen_backbone_cannot_go_on_with_all_of_it():
+    head_alone = Stage(loss=Part(name="cross-entropy"), epochs=1, trains="head", head=Part(name="linear"))
+    going_on = Stage(loss=Part(name="cross-entropy"), epochs=1, optimizer=None)
+    with pytest.raises(ValueError, match="after one that trains only the head, but got None"):
+        tiny_config(stages=(head_alone, going_on))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"head": Part(name="cosine"), "stages": stages_with(head=Part(name="learnable-scale"))},
+            "the head before this one to be `linear`.* but got CosineHead",
+        ),
+        (
+            {"stages": stages_with(head=Part(name="nearest-class-mean"), trains="head")},
+            "stage 1 to have something to train, but its head has no weights",
+        ),
+        ({"head": Part(name="tau-norm")}, "head 'tau-norm' is made from the one before it"),
+    ],
+)
+def test_a_later_stage_that_cannot_begin_is_refused_before_the_first_step(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(tiny_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -44,6 +44,12 @@ def defaults(argv: list[str]) -> tuple[Arguments, list[str]]:
     if not argv or argv[0].startswith("-"):
         raise ValueError(f"Expected a recipe: `priorshift train RECIPE [OPTIONS]`. {listed}")
     recipe, *rest = argv
+    # Left to the parser, `--method=crt` would only rename the recipe's own method.
+    rest = [
+        part for word in rest for part in (word.split("=", 1) if word.startswith("--method=") else [word])
+    ]
+    if rest.count("--method") > 1:
+        raise ValueError(f"Expected one `--method`, but got {rest.count('--method')}.")
     if recipe in known:
         arguments = Arguments(config=getattr(recipes, known[recipe])(), recipe=recipe)
     elif (path := Path(recipe)).suffix == ".json":

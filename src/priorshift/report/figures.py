@@ -27,6 +27,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = "os^DvPX"
 _WIDE = (4.8, 3.5)
 _SMALL = (3.3, 2.7)
+_LEGEND_LINE = 0.2
 
 
 def method_colors(methods: Sequence[str]) -> dict[str, str]:
@@ -41,8 +42,8 @@ def plot_mixes(comparison: Comparison, ax: Axes | None = None) -> Axes:
         comparison: What `priorshift.evaluation.compare` returned.
         ax: Axes to draw on; without it, on those of a new Figure.
     """
-    ax = ax or _new_axes(_WIDE)
     methods = tuple(dict.fromkeys(row.method for row in comparison.rows))
+    ax = ax or _new_axes(_below_legend(methods))
     for row in comparison.rows:
         spreads = [row.spreads[mix]["accuracy"] for mix in comparison.mixes]
         _plot_line(ax, list(range(len(spreads))), spreads, methods, row.method, row.compensated, scale=100)
@@ -61,7 +62,7 @@ def plot_class_accuracy(by_class: ByClass, ax: Axes | None = None) -> Axes:
         by_class: What `class_accuracies` returned.
         ax: Axes to draw on; without it, on those of a new Figure.
     """
-    ax = ax or _new_axes(_WIDE)
+    ax = ax or _new_axes(_below_legend(by_class.methods))
     for row in by_class.rows:
         _plot_line(
             ax,
@@ -179,6 +180,12 @@ def plot_reliability(diagram: PooledReliability, ax: Axes | None = None, *, colo
     above.spines[["top", "right"]].set_visible(False)
     above.set_title(_literal(diagram.label, 34))
     return ax
+
+
+def _below_legend(methods: Sequence[str]) -> tuple[float, float]:
+    """Room for axes of the same height below a legend of any number of methods."""
+    width, height = _WIDE
+    return width, height + _LEGEND_LINE * max(0, (len(methods) + 1) // 2 - 2)
 
 
 def _new_axes(size: tuple[float, float]) -> Axes:

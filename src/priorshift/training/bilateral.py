@@ -13,7 +13,8 @@ def mixing_weight(progress: float) -> float:
     r"""The weight of the conventional branch, $\alpha = 1 - (T / T_{max})^2$: from features to classifier.
 
     Args:
-        progress: Share $T / T_{max}$ of the epochs that are over, between 0 and 1.
+        progress: Share $T / T_{max}$ of the epochs that are over, from 0 in the first; the last epoch still
+            has a little less than 1.
 
     Example:
         >>> [mixing_weight(progress) for progress in (0.0, 0.5, 1.0)]

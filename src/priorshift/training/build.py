@@ -49,8 +49,13 @@ def build_loss(stage: Stage, source: Prior) -> nn.Module:
     return loss
 
 
-def build_model(config: TrainConfig, data: ImageSet, stage: int = 0) -> Classifier:
-    """The classifier that a stage trains, with the initial weights that the seed of the config gives.
+def build_model(config: TrainConfig, data: ImageSet, stage: int = -1) -> Classifier:
+    """The classifier of a stage, with the initial weights that the seed of the config gives.
+
+    Args:
+        config: The run.
+        data: Images of the size and the classes that it is for.
+        stage: Index of the stage; -1 is before the first one.
 
     Raises:
         ValueError: If there is no such backbone or head, or it does not take one of the options.
@@ -68,12 +73,12 @@ def build_head(config: TrainConfig, backbone: nn.Module, num_classes: int, stage
         ValueError: If there is no such head, or it does not take one of the options.
     """
     part, since = head_in_force(config, stage)
-    if since == 0 and part == config.head and _needs_start(part):
+    if since is None and _needs_start(part):
         raise ValueError(
             f"The head {part.name!r} is made from the one before it: give it to a later stage, "
             "not to the run."
         )
-    with seeded(derived_seed(config.seed, "head", since)):
+    with seeded(derived_seed(config.seed, "head", since or 0)):
         head: nn.Module = _build(heads, head_names(), "head", part, backbone.num_features, num_classes)
     return head
 
@@ -82,13 +87,13 @@ def _needs_start(part: Part) -> bool:
     return getattr(getattr(heads, head_names().get(part.name, ""), None), "needs_start", False)
 
 
-def head_in_force(config: TrainConfig, stage: int) -> tuple[Part, int]:
-    """The head of a stage, and the stage that it came with."""
+def head_in_force(config: TrainConfig, stage: int) -> tuple[Part, int | None]:
+    """The head of a stage, and the stage that it came with; None for the one that the run begins with."""
     for number in range(stage, -1, -1):
         part = config.stages[number].head
         if part is not None:
             return part, number
-    return config.head, 0
+    return config.head, None
 
 
 def load_data(part: Part) -> Splits:
@@ -120,7 +125,7 @@ def carried_prior(
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's generators for the block, and leave them as they were."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
 

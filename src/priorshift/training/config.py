@@ -6,6 +6,7 @@ A resolved config is saved as JSON with each run and can start it again.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -62,6 +63,7 @@ class Optimizer:
         _require(self.weight_decay >= 0, "weight_decay", "non-negative", self.weight_decay)
         _require(self.warmup_epochs >= 0, "warmup_epochs", "non-negative", self.warmup_epochs)
         _require(self.decay > 0, "decay", "positive", self.decay)
+        _require_choice(self, "schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,8 @@ class Stage:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, "epochs", "non-negative", self.epochs)
+        _require_choice(self, "sampler")
+        _require_choice(self, "trains")
         if self.epochs == 0 and self.head is None:
             raise ValueError("Expected `epochs` to be positive in a stage without a new `head`, but got 0.")
         if self.optimizer is None and (self.head is not None or self.trains == "head"):
@@ -119,6 +123,11 @@ class TrainConfig:
         _require(len(self.stages) > 0, "stages", "not empty", self.stages)
         if self.stages[0].optimizer is None:
             raise ValueError("Expected the first of the `stages` to have an `optimizer`, but got None.")
+        for before, stage in pairwise(self.stages):
+            if stage.optimizer is None and before.trains == "head":
+                raise ValueError(
+                    "Expected an `optimizer` in a stage after one that trains only the head, but got None."
+                )
 
     def save(self, path: Path) -> None:
         """Write the config as JSON."""
@@ -158,6 +167,11 @@ class TrainConfig:
 def _require(holds: bool, name: str, rule: str, value: object) -> None:
     if not holds:
         raise ValueError(f"Expected `{name}` to be {rule}, but got {value!r}.")
+
+
+def _require_choice(part: object, name: str) -> None:
+    choices = get_args(get_type_hints(type(part))[name])
+    _require(getattr(part, name) in choices, name, f"one of {', '.join(choices)}", getattr(part, name))
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:

@@ -100,10 +100,8 @@ def train(
     device = resolve_device(config.device)
     source = Prior.from_counts(splits.train.counts)
     losses = [build_loss(stage, source).to(device) for stage in config.stages]
-    for number in reversed(range(len(config.stages))):
-        model = build_model(config, splits.train, number).to(device)
-        if config.stages[number].bilateral:
-            require_branches(model)
+    _rehearse(config, splits, source)
+    model = build_model(config, splits.train).to(device)
     images = splits.train.pixels(device)
     epochs = list(plan(config, steps_per_epoch=-(-len(splits.train) // config.batch_size)))
 
@@ -134,12 +132,30 @@ def train(
                 }
                 run.append_metrics(record)
                 on_epoch(record)
-            stage = number
     except KeyboardInterrupt:
         run.save_weights(model, stage=stage, epochs=done, completed=False)
         raise
     run.save_weights(model, stage=stage, epochs=done, completed=True)
     return run
+
+
+def _rehearse(config: TrainConfig, splits: Splits, source: Prior) -> None:
+    """Begin every stage on one image of each class: none may be refused after hours of training."""
+    few = Splits(*(_one_of_each_class(part) for part in (splits.train, splits.validation, splits.test)))
+    model = build_model(config, splits.train)
+    for number, stage in enumerate(config.stages):
+        _begin(model, config, number, few, source, torch.device("cpu"))
+        if stage.bilateral:
+            require_branches(model)
+        if stage.epochs and not any(each.requires_grad for each in model.parameters()):
+            raise ValueError(
+                f"Expected stage {number} to have something to train, but its head has no weights."
+            )
+
+
+def _one_of_each_class(data: ImageSet) -> ImageSet:
+    first = {label: row for row, label in reversed(list(enumerate(data.labels.tolist())))}
+    return data.subset(torch.tensor(sorted(first.values())))
 
 
 def _begin(
@@ -210,7 +226,8 @@ def _train_epoch(
                     epoch.settings, step, steps_per_epoch=len(step_losses), total_steps=epoch.total_steps
                 )
             if stage.bilateral:
-                loss = bilateral_loss(model, loss_function, inputs, targets, progress=epoch.progress)
+                passed = epoch.progress * (stage.epochs - 1) / stage.epochs
+                loss = bilateral_loss(model, loss_function, inputs, targets, progress=passed)
             else:
                 features = model.backbone(inputs[0])
                 loss = loss_function(model.head(features), targets[0])
