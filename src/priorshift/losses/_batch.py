@@ -76,6 +76,12 @@ def rows(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return logits.movedim(1, -1).flatten(0, -2), labels.flatten()
 
 
+def at_labels(per_class: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """The entry of a per-class vector at each label, 0 where the label is ignored."""
+    counted = labels.long() != ignore_index
+    return torch.where(counted, per_class.to(labels.device)[torch.where(counted, labels, 0).long()], 0)
+
+
 def negative_log_softmax(
     logits: Tensor, labels: Tensor, *, ignore_index: int, label_smoothing: float = 0.0
 ) -> Tensor:

@@ -6,12 +6,19 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from priorshift.losses._batch import REDUCTIONS, Reduction, at_least_float32, check_hard, check_shapes
+from priorshift.losses._batch import (
+    REDUCTIONS,
+    Reduction,
+    at_labels,
+    at_least_float32,
+    check_hard,
+    check_shapes,
+)
 from priorshift.losses._class_balanced import log_class_balanced_weights, num_samples_of
 from priorshift.losses._pairwise_margin import pairwise_margin_loss
 from priorshift.losses._settings import non_negative, one_of, positive, share
 from priorshift.losses._source import SourcePrior
-from priorshift.losses._weighted import NORMALIZATIONS, Normalization
+from priorshift.losses._weighted import NORMALIZATIONS, Normalization, reduce_weighted
 from priorshift.priors import ArrayLike, Prior
 
 
@@ -87,15 +94,16 @@ def ldam_loss(
         weights=weights,
         positive=scale * max_margin * ((log_prior.min() - log_prior) / 4).exp(),
         ignore_index=ignore_index,
+        reduction="none",
+    )
+    return reduce_weighted(
+        losses,
+        at_labels(weights, labels, ignore_index),
+        labels,
+        normalization=normalization,
+        ignore_index=ignore_index,
         reduction=reduction,
     )
-    if normalization == "batch" and reduction == "mean":
-        counted = labels.long() != ignore_index
-        per_position = torch.where(
-            counted, weights.to(losses.device)[torch.where(counted, labels, 0).long()], 0
-        )
-        losses = losses * counted.sum() / torch.where(counted.any(), per_position.sum(), 1)
-    return losses
 
 
 class LDAMLoss(nn.Module):

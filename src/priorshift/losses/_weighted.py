@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from priorshift.losses._batch import (
     REDUCTIONS,
     Reduction,
+    at_labels,
     at_least_float32,
     check_hard,
     check_shapes,
@@ -79,11 +80,31 @@ def weighted_cross_entropy(
         )
     log_weights = log_weights - torch.logsumexp(log_prior.to(log_weights.device) + log_weights, dim=0)
     per_class = like(log_weights, scores).flatten().exp()
-    counted = labels.long() != ignore_index
-    per_position = torch.where(counted, per_class[torch.where(counted, labels, 0).long()], 0)
+    per_position = at_labels(per_class, labels, ignore_index)
     losses = per_position * negative_log_softmax(scores, labels, ignore_index=ignore_index)
+    return reduce_weighted(
+        losses,
+        per_position,
+        labels,
+        normalization=normalization,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
+
+
+def reduce_weighted(
+    losses: Tensor,
+    per_position: Tensor,
+    labels: Tensor,
+    *,
+    normalization: Normalization,
+    ignore_index: int,
+    reduction: Reduction,
+) -> Tensor:
+    """Reduce losses that already hold their weights; "batch" divides their sum by that of the weights."""
     if normalization == "batch" and reduction == "mean":
-        return losses.sum() / torch.where(counted.any(), per_position.sum(), 1)
+        total = per_position.sum()
+        return losses.sum() / torch.where(total > 0, total, 1)
     return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction)
 
 
