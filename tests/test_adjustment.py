@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import references
 from priorshift import Prior, adjust, logit_adjust
+from priorshift.adjustment import TAUS, tune_tau
 
 CARRIED, TARGET = [0.7, 0.2, 0.1], [0.1, 0.3, 0.6]
 SHAPES = [(3,), (4, 3), (2, 3, 5), (2, 3, 4, 5)]
@@ -296,3 +297,29 @@ REFUSALS = {
 def test_a_refusal_names_the_argument_the_rule_and_the_value(call, error, rule, value):
     with pytest.raises(error, match=f"{re.escape(rule)}.*{re.escape(value)}"):
         call()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0], r"one entry per row of logits, \(5,\), but got shape \(1,\)"),
+        ([0, 1, 0, 1, 5], "`labels` between 0 and 1, but got 5"),
+        ([], "candidate in `taus` and one sample in `labels`"),
+    ],
+)
+def test_a_strength_cannot_be_chosen_on_labels_that_do_not_fit(labels, message):
+    with pytest.raises(ValueError, match=message):
+        tune_tau(torch.zeros(5, 2), torch.tensor(labels, dtype=torch.int64), [0.9, 0.1])
+
+
+def test_the_chosen_strength_is_the_first_of_the_lowest_balanced_error():
+    torch.manual_seed(0)
+    labels = torch.tensor([0] * 60 + [1] * 8)
+    logits = torch.randn(68, 2) + torch.tensor([1.5, 0.0]) + 1.5 * torch.eye(2)[labels]
+    errors = []
+    for tau in TAUS:
+        right = (logits - tau * torch.tensor([0.9, 0.1]).log()).argmax(1) == labels
+        errors.append(1 - (right[:60].double().mean() + right[60:].double().mean()).item() / 2)
+    best = min(range(len(TAUS)), key=lambda index: (round(errors[index], 9), index))
+    assert 0 < best < len(TAUS) - 1
+    assert tune_tau(logits, labels, [0.9, 0.1]) == TAUS[best]

@@ -345,3 +345,8 @@ def test_nothing_to_compare_is_refused():
         compare([])
     with pytest.raises(ValueError, match="sideways"):
         compare([some_run()], ["sideways:5"])
+
+
+def test_the_same_run_twice_is_no_second_seed():
+    with pytest.raises(ValueError, match="differ by their seed, but Softmax has seed 0 more than once"):
+        compare([some_run(0), some_run(0)], ["uniform"])

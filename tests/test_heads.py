@@ -30,7 +30,7 @@ from priorshift.training.bilateral import bilateral_loss, mixing_weight, require
 
 D, C, N = 4, 3, 12
 WITH_BEGIN = [LearnableScaleHead, TauNormHead, PriorNormHead, NearestClassMeanHead, MetaEmbeddingHead]
-CONVENTIONAL = [TauNormHead, PriorNormHead, NearestClassMeanHead, CausalNormHead, BilateralHead]
+CONVENTIONAL = [*WITH_BEGIN, CausalNormHead, BilateralHead]
 ALL = [LinearHead, CosineHead, *WITH_BEGIN, CausalNormHead, BilateralHead]
 
 

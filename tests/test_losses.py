@@ -982,3 +982,27 @@ def test_any_batch_follows_the_formula(masses, rows, data):
     for case in ONE_OF_EACH:
         expected = case.expect(logits, labels, prior)
         assert case.build(prior)(logits, labels).item() == pytest.approx(expected, rel=1e-10, abs=1e-10)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_what_stands_at_an_ignored_position_does_not_matter_to_lader(variant):
+    logits, labels = batch(ignored=2)
+    wild = logits.clone()
+    wild[0], wild[1] = torch.nan, torch.inf
+    wild.requires_grad_()
+    value = lader(wild, labels, PRIOR.log_probs, lam=0.5, variant=variant)
+    assert value == lader(logits, labels, PRIOR.log_probs, lam=0.5, variant=variant)
+    value.backward()
+    assert wild.grad.isfinite().all() and (wild.grad[:2] == 0).all()
+
+
+def test_lader_counts_more_positions_than_float32_can():
+    torch.manual_seed(0)
+    labels = torch.zeros(2**24 + 2**20, dtype=torch.int8)
+    labels[:7] = torch.tensor([1, 2, 3, 4, 1, 2, 3], dtype=torch.int8)
+    logits = torch.full((len(labels), 5), 3.0)
+    value = lader(logits, labels, PRIOR.log_probs, lam=0.0)
+    weights = 0.2 / PRIOR.probs
+    counts = torch.bincount(labels.int(), minlength=5).double()
+    mean = (weights * counts).sum() / len(labels)
+    assert value.item() == pytest.approx(mean.log().item(), rel=1e-4)

@@ -715,7 +715,7 @@ def test_binary_batches_that_do_not_fit_are_refused(arguments, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": (1.0, 0.0)}, r"`weights` to be positive, but got \(1.0, 0.0\)"),
+        ({"weights": (1.0, 0.0)}, r"`weights` to be finite and positive, but got 0.0"),
         ({"temperature": 0.0}, "`temperature` to be finite and positive, but got 0.0"),
     ],
 )
@@ -733,3 +733,41 @@ def test_binary_batches_that_do_not_fit_are_refused(arguments, error, message):
 def test_a_family_out_of_range_is_refused(function, options, message):
     with pytest.raises(ValueError, match=message):
         function(**options)
+
+
+def test_the_gradient_of_the_link_and_the_risk_is_finite_at_even_odds():
+    for temperature in (1.0, 8.0, 1000.0):
+        probs = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+        binary_margin_link(probs, temperature=temperature).sum().backward()
+        assert probs.grad.isfinite().all()
+        probs.grad = None
+        binary_margin_risk(probs, temperature=temperature).sum().backward()
+        assert probs.grad.isfinite().all()
+    even = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
+    binary_margin_link(even).sum().backward()
+    assert even.grad.item() == pytest.approx(4.0)
+
+
+def test_ldam_without_margin_and_scale_says_that_it_is_weighted_cross_entropy():
+    plain = LDAMLoss(PRIOR, max_margin=0.0, scale=1.0)
+    np.testing.assert_allclose(plain.carried_prior.probs, PRIOR.probs, rtol=1e-14)
+    assert plain.carried_by == "theory"
+    weighted = LDAMLoss(PRIOR, max_margin=0.0, scale=1.0, reweight_beta=1.0)
+    np.testing.assert_allclose(weighted.carried_prior.probs, Prior.uniform(PRIOR.num_classes).probs)
+    assert weighted.carried_by == "theory"
+    assert LDAMLoss(PRIOR, max_margin=0.0).carried_by == "convention"
+
+
+def test_ldam_keeps_the_dtype_of_its_logits_whatever_the_prior_has():
+    logits, labels = batch()
+    for normalization in ("population", "batch"):
+        value = ldam_loss(logits.float(), labels, PRIOR.log_probs, normalization=normalization)
+        assert value.dtype == torch.float32
+
+
+def test_class_balanced_weights_survive_a_half_precision_prior():
+    logits, labels = batch()
+    half = PRIOR.log_probs.half()
+    value = class_balanced_cross_entropy(logits.float(), labels, half, num_samples=1e5, beta=0.9999)
+    exact = class_balanced_cross_entropy(logits, labels, PRIOR.log_probs, num_samples=1e5, beta=0.9999)
+    assert value.item() == pytest.approx(exact.item(), rel=1e-2)

@@ -406,3 +406,18 @@ def test_a_refusal_names_the_argument_the_rule_and_the_value(call, error, rule, 
     with pytest.raises(error, match=f"(?s){re.escape(rule)}.*{re.escape(value)}") as refusal:
         call()
     assert type(refusal.value) is error
+
+
+def test_log_probabilities_that_underflow_keep_their_logarithm():
+    prior = Prior.from_log_probs([0.0, -2000.0])
+    assert prior.probs.tolist() == [1.0, 0.0]
+    assert prior.log_probs.tolist() == [0.0, -2000.0]
+    assert prior.require_positive("prior") is prior
+    assert Prior([1 - 1e-12, 1e-12]).tempered(30.0).require_positive("prior").log_probs[1] < -800
+    assert Prior.from_log_probs([0.0, float("-inf")]).probs.tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("logs", [[0.0, float("nan")], [0.0, float("inf")], [float("-inf")] * 2])
+def test_log_probabilities_that_are_none_are_refused(logs):
+    with pytest.raises(ValueError, match="`log_probs` to be finite or −inf, and finite for some class"):
+        Prior.from_log_probs(logs)

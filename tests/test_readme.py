@@ -65,7 +65,7 @@ def test_every_command_names_a_verb_and_a_recipe_that_exist(call):
     if "--method" in call:
         assert call[call.index("--method") + 1] in METHODS
     for run in re.findall(r"runs/([\w-]+)-seed\d", " ".join(call)):
-        assert run in known
+        assert run in known | {f"{recipe}-{method}" for recipe in known for method in METHODS}
 
 
 @pytest.mark.parametrize("call", commands(), ids=" ".join)

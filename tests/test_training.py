@@ -20,6 +20,7 @@ from priorshift.data.sources import digits_lt
 from priorshift.models import Classifier
 from priorshift.models.backbones import SmallCNN
 from priorshift.models.heads import BilateralHead, CosineHead, LinearHead, NearestClassMeanHead
+from priorshift.recipes.methods import with_method
 from priorshift.training import (
     Augmentation,
     NonFiniteLossError,
@@ -64,6 +65,12 @@ def tiny_config(*losses, **changes):
         "device": "cpu",
     }
     return TrainConfig(**(parts | changes))
+
+
+def progress_of(run):
+    facts = run.load_weights()[1]
+    assert facts["schema_version"] == 1 and facts["environment"]["torch"] == torch.__version__
+    return {name: facts[name] for name in ("stage", "epochs", "completed", "chosen")}
 
 
 def stages_with(**changes):
@@ -514,7 +521,7 @@ def test_a_run_stopped_in_its_first_stage_carries_what_that_stage_carries(tmp_pa
     [
         ({"sampler": "class-balanced"}, Prior.uniform(10), "theory"),
         ({"sampler": "square-root"}, SOURCE.tempered(0.5), "theory"),
-        ({"sampler": "progressively-balanced"}, Prior.uniform(10), "theory"),
+        ({"sampler": "progressively-balanced"}, Prior.uniform(10), "convention"),
         ({"sampler": "reversed"}, SOURCE.tempered(-1.0), "theory"),
         (
             {"sampler": "square-root", "loss": Part(name="logit-adjusted", options={"tau": 0.5})},
@@ -761,12 +768,14 @@ def test_deferred_reweighting_begins_with_its_stage(tmp_path):
 
 
 def test_a_head_of_no_epochs_is_kept_as_it_is_made(tmp_path, finished_run):
-    config = tiny_config(stages=stages_with(head=Part(name="cosine"), epochs=0))
+    config = tiny_config(stages=stages_with(head=Part(name="learnable-scale"), epochs=0))
     run = train(config, tmp_path / "run")
     assert_same(part_of(run, "backbone"), part_of(finished_run, "backbone"))
-    assert_same(part_of(run, "head"), dict(build_model(config, digits_lt().train, 1).head.state_dict()))
+    head, before = part_of(run, "head"), part_of(finished_run, "head")
+    assert torch.equal(head.pop("scale"), torch.ones(10))
+    assert_same(head, before)
     assert lines(run)[-1]["epoch"] == len(lines(run)) == 2
-    assert run.load_weights()[1] == {"stage": 1, "epochs": 2, "completed": True, "chosen": {}}
+    assert progress_of(run) == {"stage": 1, "epochs": 2, "completed": True, "chosen": {}}
     assert predict(run.folder).facts["training"] == "completed"
 
 
@@ -968,8 +977,8 @@ def test_an_interrupt_in_the_middle_of_an_epoch_keeps_the_weights_of_that_moment
     monkeypatch.setattr(loop, "learning_rate", interrupting)
     with pytest.raises(KeyboardInterrupt):
         train(tiny_config(), tmp_path / "run")
-    weights, progress = Run(tmp_path / "run").load_weights()
-    assert progress == {"stage": 0, "epochs": 1, "completed": False, "chosen": {}}
+    weights, _ = Run(tmp_path / "run").load_weights()
+    assert progress_of(Run(tmp_path / "run")) == {"stage": 0, "epochs": 1, "completed": False, "chosen": {}}
     assert weights["backbone.shared.1.num_batches_tracked"] == 7
     assert predict(tmp_path / "run").facts["training"] == "stopped in epoch 2"
 
@@ -993,8 +1002,8 @@ def test_an_interrupt_in_the_first_epoch_with_a_new_head_leaves_that_head(tmp_pa
     config = tiny_config(stages=stages_with(head=Part(name="cosine"), sampler="class-balanced"))
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run")
-    weights, progress = Run(tmp_path / "run").load_weights()
-    assert progress == {"stage": 1, "epochs": 2, "completed": False, "chosen": {}}
+    weights, _ = Run(tmp_path / "run").load_weights()
+    assert progress_of(Run(tmp_path / "run")) == {"stage": 1, "epochs": 2, "completed": False, "chosen": {}}
     assert "head.scale" in weights
     predictions = predict(tmp_path / "run")
     assert predictions.logits.isfinite().all()
@@ -1198,3 +1207,65 @@ def test_a_later_stage_that_cannot_begin_is_refused_before_the_first_step(change
     with pytest.raises(ValueError, match=message):
         train(tiny_config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_head_that_is_to_be_trained_needs_epochs(tmp_path):
+    with pytest.raises(ValueError, match="`epochs` to be positive in stage 1: its head is to be trained"):
+        train(tiny_config(stages=stages_with(head=Part(name="cosine"), epochs=0)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"momentum": 0.0, "nesterov": True}, "`momentum` to be positive with nesterov, but got 0.0"),
+        ({"warmup_epochs": math.inf}, "`warmup_epochs` to be finite, but got inf"),
+        ({"milestones": (1.0, math.nan)}, "`milestones` to be finite"),
+    ],
+)
+def test_an_optimizer_that_torch_would_refuse_cannot_be_made(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Optimizer(**settings)
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), RuntimeError("out of memory")])
+def test_whatever_stops_a_run_leaves_its_weights(error, tmp_path):
+    def stop(record):
+        if record["epoch"] == 2:
+            raise error
+
+    with pytest.raises(type(error)):
+        train(tiny_config(), tmp_path / "run", on_epoch=stop)
+    assert predict(tmp_path / "run").facts["training"] == "stopped in epoch 3"
+    assert not Run(tmp_path / "run").finished(tiny_config())
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({}, "truncated or no weights file"),
+        ({"schema_version": 2}, "written by a newer priorshift .* Upgrade"),
+        ({"schema_version": 1, "stage": "one"}, "unreadable header: stage is 'one'"),
+    ],
+)
+def test_weights_with_an_unfit_header_are_refused_in_words(facts, message, tmp_path, finished_run):
+    run = Run(tmp_path / "run")
+    finished_run.config().save(run.config_file)
+    weights, _ = finished_run.load_weights()
+    save_file(weights, run.weights_file, metadata={"priorshift": json.dumps(facts)})
+    with pytest.raises(ValueError, match=message):
+        predict(run.folder)
+    assert not run.finished(run.config())
+
+
+@pytest.mark.parametrize("recipe", ["digits_lade", "digits_balanced_softmax"])
+def test_a_method_goes_into_plain_recipes_alone(recipe):
+    with pytest.raises(ValueError, match="a linear head to put 'softmax' into, but got one of"):
+        with_method(getattr(recipes, recipe)(), "softmax")
+
+
+def test_causal_norm_goes_on_with_the_same_options(tmp_path):
+    config = with_method(two_epochs(recipes.digits_softmax()), "causal-norm")
+    other = replace(config, head=Part(name="causal-norm", options={"num_heads": 4}))
+    with pytest.raises(ValueError, match="`num_heads` to be that of the head before, 4, but got 2"):
+        train(other, tmp_path / "run")

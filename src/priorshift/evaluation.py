@@ -246,6 +246,14 @@ def _check_comparable(runs: Sequence[Predictions]) -> None:
             )
         if not torch.equal(run.train_counts, runs[0].train_counts):
             raise ValueError(f"Expected runs with the same `train_counts`, but those of {name} differ.")
+    for method, group in by_method(runs).items():
+        seeds = [run.facts["seed"] for run in group if "seed" in run.facts]
+        twice = {seed for seed in seeds if seeds.count(seed) > 1}
+        if twice:
+            raise ValueError(
+                f"Expected runs of one method to differ by their seed, but {method or 'a method'} "
+                f"has seed {min(twice)} more than once."
+            )
 
 
 def _values(tables: Sequence[Scores], name: str) -> list[float]:

@@ -118,8 +118,8 @@ class Predictions:
 
     @property
     def log_probs(self) -> Float[Tensor, "samples classes"]:
-        """Log-softmax of the logits in float64, `[N, C]`: the log-posterior under the carried prior."""
-        return self.logits.to(torch.float64).log_softmax(dim=1)
+        """The log-posterior under the carried prior, `[N, C]`, float64, on the CPU."""
+        return self.logits.cpu().to(torch.float64).log_softmax(dim=1)
 
     @property
     def predicted(self) -> Int[Tensor, " samples"]:

@@ -72,6 +72,31 @@ class Prior:
         return cls(torch.ones(num_classes, dtype=torch.float64))
 
     @classmethod
+    def from_log_probs(cls, log_probs: ArrayLike) -> "Prior":
+        r"""The prior of log-probabilities, up to a constant, where probabilities would underflow.
+
+        Args:
+            log_probs: One number per class, shape `[C]`; $-\infty$ gives a class zero mass.
+
+        Raises:
+            TypeError: If `log_probs` cannot be read as real numbers.
+            ValueError: If it is not of shape `[C]` with $C \ge 2$, holds NaN or $+\infty$, or nothing finite.
+
+        Example:
+            >>> Prior.from_log_probs([-1000.0, -1000.0]).probs.tolist()
+            [0.5, 0.5]
+        """
+        logs = _as_vector(log_probs, "log_probs")
+        if logs.isnan().any() or (logs == torch.inf).any() or not logs.isfinite().any():
+            raise ValueError(
+                "Expected `log_probs` to be finite or −inf, and finite for some class, "
+                f"but got {logs.tolist()[:10]}."
+            )
+        prior = cls(torch.softmax(logs, dim=0))
+        prior._log_probs = logs.log_softmax(dim=0)
+        return prior
+
+    @classmethod
     def from_counts(cls, counts: ArrayLike, *, smoothing: float | None = None) -> "Prior":
         r"""The empirical class frequencies $\pi_y = (n_y + s) / (N + C s)$.
 
@@ -162,7 +187,9 @@ class Prior:
             raise ValueError(f"Expected `exponent` to be finite, but got {exponent}.")
         if exponent <= 0:
             self.require_positive("prior")
-        return Prior(torch.softmax(exponent * self._log_probs, dim=0))
+        if exponent == 0:
+            return Prior.uniform(self.num_classes)
+        return Prior.from_log_probs(exponent * self._log_probs)
 
     def require_positive(self, argument: str) -> "Prior":
         """Return the prior itself, or refuse it by the indices of its classes of zero mass.
@@ -170,7 +197,7 @@ class Prior:
         Raises:
             ValueError: If a class has zero mass; the message names `argument`.
         """
-        absent = torch.nonzero(self._probs == 0).flatten().tolist()
+        absent = torch.nonzero(self._log_probs == -torch.inf).flatten().tolist()
         if absent:
             raise ValueError(
                 f"Expected `{argument}` to be strictly positive, but it is zero for {name_classes(absent)}."
@@ -237,21 +264,26 @@ def name_classes(indices: Sequence[int]) -> str:
     return f"{'class' if len(indices) == 1 else 'classes'} {shown}{more}"
 
 
-def _as_masses(values: ArrayLike, argument: str) -> Float[Tensor, " classes"]:
+def _as_vector(values: ArrayLike, argument: str) -> Float[Tensor, " classes"]:
     try:
-        masses = _as_tensor(values)
-        if masses.is_complex():
+        vector = _as_tensor(values)
+        if vector.is_complex():
             raise TypeError("complex numbers have no order")
-        masses = masses.to(torch.float64, copy=True)
+        vector = vector.to(torch.float64, copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"Expected `{argument}` to be real numbers, one per class, but got {values!r}."
         ) from error
-    if masses.ndim != 1 or masses.shape[0] < 2:
+    if vector.ndim != 1 or vector.shape[0] < 2:
         raise ValueError(
             f"Expected `{argument}` with one entry per class, at least two, "
-            f"but got shape {tuple(masses.shape)}."
+            f"but got shape {tuple(vector.shape)}."
         )
+    return vector
+
+
+def _as_masses(values: ArrayLike, argument: str) -> Float[Tensor, " classes"]:
+    masses = _as_vector(values, argument)
     wrong = torch.nonzero(~(masses.isfinite() & (masses >= 0))).flatten()
     if wrong.numel():
         first = int(wrong[0])

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
 from priorshift.adjustment._adjust import logit_adjust
-from priorshift.priors import ArrayLike, Prior, as_prior
+from priorshift.priors import ArrayLike, Prior, as_prior, count_labels
 
 TAUS = tuple(round(0.1 * step, 1) for step in range(31))
 """0, 0.1, …, 3."""
@@ -35,6 +34,7 @@ def tune_tau(
         ValueError: If the parts do not fit, or there is no candidate or no sample.
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([[2.0, 0.0], [2.0, 1.0], [1.0, 0.5]])
         >>> tune_tau(logits, torch.tensor([0, 0, 1]), [0.9, 0.1])
         0.3
@@ -59,12 +59,21 @@ def best_tau(
         taus: Candidates.
 
     Raises:
-        ValueError: If there is no candidate or no sample.
+        ValueError: If there is no candidate or no sample, or the labels do not fit the logits.
     """
     if not taus or not labels.numel():
         raise ValueError(
             "Expected at least one candidate in `taus` and one sample in `labels`, but got none."
         )
-    share = 1 / torch.bincount(labels.long()).clamp(min=1).double()
-    scores = [(share[labels.long()] * (logits_at(tau).argmax(dim=1) == labels)).sum().item() for tau in taus]
+    classes = labels.detach().cpu().long()
+    scores = []
+    for tau in taus:
+        logits = logits_at(tau)
+        if logits.shape[:1] != classes.shape:
+            raise ValueError(
+                f"Expected `labels` with one entry per row of logits, {tuple(logits.shape[:1])}, "
+                f"but got shape {tuple(classes.shape)}."
+            )
+        share = 1 / count_labels(classes, logits.shape[1]).clamp(min=1).double()
+        scores.append((share[classes] * (logits.argmax(dim=1).cpu() == classes)).sum().item())
     return taus[max(range(len(taus)), key=lambda index: (round(scores[index], 9), -index))]

@@ -42,6 +42,9 @@ def run(arguments: Arguments) -> None:
     """Train what is missing, then read the saved predictions alone."""
     if arguments.seeds < 1:
         raise ValueError(f"Expected `seeds` to be at least 1, but got {arguments.seeds}.")
+    methods = tuple(dict.fromkeys(arguments.methods))
+    if not methods:
+        raise ValueError(f"Expected at least one of the `methods`: {', '.join(METHODS)}.")
     folder = arguments.output or Path("runs") / f"compare-{arguments.data}"
     started, screen = time.perf_counter(), Console()
     wide = Console(width=max(screen.width, TABLE_WIDTH))
@@ -49,10 +52,10 @@ def run(arguments: Arguments) -> None:
     configs: dict[str, TrainConfig] = {
         f"{method}-seed{seed}": replace(with_method(base, method), seed=seed)
         for seed in range(arguments.seeds)
-        for method in arguments.methods
+        for method in methods
     }
     complete_runs(configs, folder, screen, splits=("validation", "test"))
-    names = [f"{method}-seed{seed}" for method in arguments.methods for seed in range(arguments.seeds)]
+    names = [f"{method}-seed{seed}" for method in methods for seed in range(arguments.seeds)]
     runs = [Predictions.load(Run(folder / name).predictions_file("test")) for name in names]
     validation = {
         (run.method, run.facts["seed"]): run
@@ -69,7 +72,7 @@ def run(arguments: Arguments) -> None:
     runs += [
         adjusted for run in softmax for adjusted in post_hoc(run, validation[run.method, run.facts["seed"]])
     ]
-    seconds = {METHODS[method][0]: _seconds(folder, method, arguments.seeds) for method in arguments.methods}
+    seconds = {METHODS[method][0]: _seconds(folder, method, arguments.seeds) for method in methods}
     table = method_table(compare(runs, MIXES), seconds)
     wide.print(console(table))
     (folder / "table.md").write_text(markdown(table), encoding="utf-8")
@@ -145,7 +148,8 @@ def method_table(comparison: Comparison, seconds: Mapping[str, float]) -> Table:
 
 
 def _base(data: str) -> TrainConfig:
-    known = {name.removesuffix("_softmax"): name for name in recipes.__all__ if name.endswith("_softmax")}
+    plain = [name for name in recipes.__all__ if getattr(recipes, name)().method == METHODS["softmax"][0]]
+    known = {name.removesuffix("_softmax"): name for name in plain}
     if data not in known:
         raise ValueError(f"There are no recipes for {data!r}; there are some for {', '.join(known)}.")
     config: TrainConfig = getattr(recipes, known[data])()

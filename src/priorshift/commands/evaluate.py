@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tyro.conf import Positional
 
@@ -38,12 +39,15 @@ def run(arguments: Arguments) -> None:
             f"and {arguments.predictions} has none."
         )
     counts = [1] * predictions.num_classes if predictions.train_counts is None else predictions.train_counts
-    target = target_prior(arguments.target, counts, class_names=predictions.class_names)
+    try:
+        target = target_prior(arguments.target, counts, class_names=predictions.class_names)
+    except ValueError as error:
+        raise ValueError(f"Cannot read --target {arguments.target!r}. {error}") from error
     as_they_are, compensated = (
         evaluate(predictions, target, compensate=compensate, draws=arguments.draws, seed=arguments.seed)
         for compensate in (False, True)
     )
-    table = Table(title=f"{predictions.method or arguments.predictions} on {arguments.target}")
+    table = Table(title=escape(f"{predictions.method or arguments.predictions} on {arguments.target}"))
     for heading in ("score", "logits as they are", "compensated to the mix"):
         table.add_column(heading, justify="left" if heading == "score" else "right")
     for name in as_they_are.scores:

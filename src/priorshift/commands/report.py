@@ -28,6 +28,9 @@ def run(arguments: Arguments) -> None:
     """Print the table and write the page."""
     if not arguments.runs:
         raise ValueError("Expected at least one run folder or predictions file.")
+    for path in arguments.runs:
+        if path.is_dir() and not Run(path).predictions_file("test").is_file():
+            raise FileNotFoundError(f"{path} has no test predictions; run `priorshift predict {path}` first.")
     runs = [
         Predictions.load(Run(path).predictions_file("test") if path.is_dir() else path)
         for path in arguments.runs

@@ -60,7 +60,9 @@ def defaults(argv: list[str]) -> tuple[Arguments, list[str]]:
         return arguments, rest
     place = rest.index("--method")
     method = rest[place + 1]
-    changed = replace(arguments, config=with_method(arguments.config, method), recipe=f"{recipe}-{method}")
+    changed = replace(
+        arguments, config=with_method(arguments.config, method), recipe=f"{arguments.recipe}-{method}"
+    )
     return changed, rest[:place] + rest[place + 2 :]
 
 

@@ -9,12 +9,12 @@ from torch import Tensor
 def augmented(
     images: Float[Tensor, "batch channels height width"], *, shift: int, flip: bool, seed: int
 ) -> Float[Tensor, "batch channels height width"]:
-    """Shift each image by up to `shift` pixels both ways, zeros coming in, and mirror every other one.
+    """Shift each image by up to `shift` pixels both ways, zeros coming in, and mirror it with probability ½.
 
     Args:
         images: The batch, on any device.
         shift: Largest shift in pixels; 0 for none.
-        flip: Whether to mirror half of the images left to right.
+        flip: Whether to mirror images left to right, each with probability ½.
         seed: The result is a pure function of the batch and the seed, the same on every device.
 
     Example:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from priorshift.losses._batch import Reduction, at_least_float32, reduce
-from priorshift.losses._settings import positive
+from priorshift.losses._settings import finite, positive
 
 PLAIN = (1.0, 1.0)
 NO_MARGIN = (0.0, 0.0)
@@ -57,7 +57,7 @@ def binary_margin_loss(
     References:
         Menon et al., *Long-tail learning via logit adjustment*, ICLR 2021, Appendix B, Eq. 13.
     """
-    _check(scores, "scores", weights, temperature)
+    _check(scores, "scores", weights, margins, temperature)
     if labels.is_floating_point() or labels.is_complex():
         raise TypeError(f"Expected `labels` to be 0 or 1 as whole numbers, but got dtype {labels.dtype}.")
     if labels.shape != scores.shape:
@@ -109,11 +109,13 @@ def binary_margin_link(
     References:
         Menon et al., ICLR 2021, Lemma 4.
     """
-    _check(probs, "probs", weights, temperature)
+    _check(probs, "probs", weights, margins, temperature)
     half = (torch.logit(at_least_float32(probs)) + math.log(weights[0] / weights[1])) / 2
     stretch = temperature * sum(margins) / 2
     # Beyond e^20 the inverse hyperbolic sine is a logarithm; its argument may overflow there.
-    log_double = stretch + half.abs() + torch.log(-torch.expm1(-2 * half.abs()))
+    # At 0 the other branch is taken, but an infinite slope here would make its gradient NaN.
+    size = torch.where(half == 0, 1, half.abs())
+    log_double = stretch + size + torch.log(-torch.expm1(-2 * size))
     largest = math.log(torch.finfo(half.dtype).max)
     near = torch.asinh(math.exp(min(stretch, largest)) * torch.sinh(half))
     bent = torch.where(log_double > 20, half.sign() * log_double, near)
@@ -151,7 +153,7 @@ def binary_margin_inverse_link(
     References:
         Menon et al., ICLR 2021, Eq. 14 and 15.
     """
-    _check(scores, "scores", weights, temperature)
+    _check(scores, "scores", weights, margins, temperature)
     f = at_least_float32(scores)
     log_odds = (
         math.log(weights[1] / weights[0])
@@ -248,9 +250,17 @@ def binary_margin_risk(
     return parts[0] + parts[1]
 
 
-def _check(values: Tensor, argument: str, weights: tuple[float, float], temperature: float) -> None:
+def _check(
+    values: Tensor,
+    argument: str,
+    weights: tuple[float, float],
+    margins: tuple[float, float],
+    temperature: float,
+) -> None:
     if not values.is_floating_point():
         raise TypeError(f"Expected `{argument}` to be floating-point, but got dtype {values.dtype}.")
-    if not (weights[0] > 0 and weights[1] > 0):
-        raise ValueError(f"Expected `weights` to be positive, but got {weights}.")
+    for weight in weights:
+        positive("weights", weight)
+    for margin in margins:
+        finite("margins", margin)
     positive("temperature", temperature)

@@ -287,12 +287,13 @@ class ClassBalancedFocalLoss(nn.Module):
 def log_class_balanced_weights(
     log_prior: Float[Tensor, " classes"], num_samples: float | Tensor, beta: float
 ) -> Float[Tensor, " classes"]:
-    r"""The logarithm of `class_balanced_weights` at $n_y = N \pi_y$, in the dtype of `log_prior`.
+    r"""The logarithm of `class_balanced_weights` at $n_y = N \pi_y$, at least in float32.
 
     Raises:
         ValueError: If `beta` lies outside $[0, 1]$.
     """
     share("beta", beta)
+    log_prior = at_least_float32(log_prior)
     if beta == 0:
         return torch.zeros_like(log_prior)
     counts = log_prior.exp() * num_samples

@@ -27,7 +27,8 @@ def focal_loss(
 
     $\gamma = 0$ is cross-entropy. It re-weights samples, not classes: the argmax of its minimiser is that of
     the source posterior, so it is not consistent for the balanced error. For $\gamma > 0$ the logits are
-    flatter than $\log p_s(y \mid x)$ and carry no prior; `adjust` from the source prior, as after
+    flatter than $\log p_s(y \mid x)$ between probable classes and slightly steeper among improbable ones
+    (below about 0.1 at $\gamma = 2$), so they carry no prior; `adjust` from the source prior, as after
     cross-entropy, is a convention. Lin et al. write it with a sigmoid; this is the softmax form of the
     long-tail papers, and `class_balanced_focal_loss` has the sigmoids.
 

@@ -49,6 +49,8 @@ def lader(
     over all $C$ classes, so that absent ones are pushed down. Its population minimiser is
     $\log\big(C\, p_s(c \mid x)\big)$: it pulls the logits *towards* the source posterior.
 
+    The batch is the one that this process sees: its $N$, $N_c$ and means are those of its own samples.
+
     The logarithm of a batch mean is biased. For a class that is expected less than about once a batch the
     first term is seen only in batches where that class is over-represented; `docs/lade.md` has the size.
 
@@ -86,11 +88,17 @@ def lader(
     num_classes = scores.shape[1]
 
     counted = indices.long() != ignore_index
+    scores = torch.where(counted[:, None], scores, 0)
     label = torch.where(counted, indices, 0).long()
     num_samples = counted.sum()
-    per_class = torch.zeros_like(log_pi).index_add(0, label, counted.to(scores.dtype))
+    per_class = torch.zeros(num_classes, dtype=torch.int64, device=label.device)
+    per_class = per_class.index_add(0, label, counted.long())
     own_logit = torch.where(counted, scores.gather(1, label[:, None]).squeeze(1), 0)
-    positive_mean = torch.zeros_like(log_pi).index_add(0, label, own_logit) / per_class.clamp(min=1)
+    # Millions of positions add up here; MPS has no float64.
+    wide = scores.dtype if scores.device.type == "mps" else torch.float64
+    own_sum = torch.zeros(num_classes, dtype=wide, device=label.device)
+    own_sum = own_sum.index_add(0, label, own_logit.to(wide))
+    positive_mean = (own_sum / per_class.clamp(min=1)).to(scores.dtype)
 
     log_ratio = -math.log(num_classes) - log_pi
     log_weight = log_ratio[label] if variant == "paper" else torch.zeros_like(own_logit)

@@ -98,7 +98,7 @@ def ldam_loss(
     )
     return reduce_weighted(
         losses,
-        at_labels(weights, labels, ignore_index),
+        at_labels(weights.to(losses.dtype), labels, ignore_index),
         labels,
         normalization=normalization,
         ignore_index=ignore_index,
@@ -134,8 +134,6 @@ class LDAMLoss(nn.Module):
         (Prior([0.5, 0.5], num_classes=2), 'convention')
     """
 
-    carried_by: Literal["convention"] = "convention"
-
     def __init__(
         self,
         source: Prior | ArrayLike,
@@ -161,8 +159,23 @@ class LDAMLoss(nn.Module):
 
     @property
     def carried_prior(self) -> Prior:
-        """The uniform prior."""
-        return Prior.uniform(self.source.prior.num_classes)
+        r"""The uniform prior; at margin 0 and scale 1 that of weighted cross-entropy, $\propto \pi\alpha$."""
+        prior = self.source.prior
+        if not self._is_cross_entropy:
+            return Prior.uniform(prior.num_classes)
+        log_prior = prior.log_probs
+        log_weights = log_class_balanced_weights(log_prior, self._num_samples(), self.reweight_beta)
+        return Prior.from_log_probs(log_prior + log_weights)
+
+    @property
+    def carried_by(self) -> Literal["theory", "convention"]:
+        """By convention; by theory where it is weighted cross-entropy, normalised by the population."""
+        exact = self.reweight_beta == 0 or self.normalization == "population"
+        return "theory" if self._is_cross_entropy and exact else "convention"
+
+    @property
+    def _is_cross_entropy(self) -> bool:
+        return self.max_margin == 0 and self.scale == 1
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of a batch; shapes as in `ldam_loss`."""

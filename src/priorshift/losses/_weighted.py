@@ -72,7 +72,8 @@ def weighted_cross_entropy(
     check_hard(labels, "weighted_cross_entropy")
     one_of("normalization", normalization, NORMALIZATIONS)
     scores = at_least_float32(logits)
-    log_weights = -log_prior if weights is None else weights.log()
+    log_prior = at_least_float32(log_prior)
+    log_weights = -log_prior if weights is None else at_least_float32(weights).log()
     if log_weights.shape != log_prior.shape:
         raise ValueError(
             f"Expected `weights` with one entry per class, {tuple(log_prior.shape)}, "
@@ -142,7 +143,7 @@ class WeightedCrossEntropyLoss(nn.Module):
             carried = Prior.uniform(pi.num_classes)
         else:
             alpha = as_prior(weights, "weights", pi.num_classes).require_positive("weights")
-            carried = Prior(pi.probs * alpha.probs)
+            carried = Prior.from_log_probs(pi.log_probs + alpha.log_probs)
         self.carried = SourcePrior(carried)
         self.normalization: Normalization = one_of("normalization", normalization, NORMALIZATIONS)
         self.ignore_index = ignore_index

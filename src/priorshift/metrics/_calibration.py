@@ -8,6 +8,9 @@ from torch import Tensor
 
 from priorshift.metrics._samples import Classes, Rows, Samples, Weights
 
+_BLOCK = 2**20
+"""Numbers that are worked on at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
@@ -158,8 +161,9 @@ def classwise_calibration_error(
     first_bins = torch.arange(num_classes) * num_bins
     excess = torch.zeros(num_classes * num_bins, dtype=torch.float64)
     # A block at a time: bins and residuals of all samples would take twice the memory of the probabilities.
-    for start in range(0, len(rows), 1024):
-        block = slice(start, start + 1024)
+    step = max(1, _BLOCK // num_classes)
+    for start in range(0, len(rows), step):
+        block = slice(start, start + step)
         residuals = -rows[block]
         residuals[torch.arange(len(residuals)), classes[block]] += 1
         excess += torch.bincount(

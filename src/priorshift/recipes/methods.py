@@ -1,6 +1,6 @@
 """Every method as a change to a plain cross-entropy recipe: the same data, backbone, epochs and schedule.
 
-Two-stage methods keep their second stage short, as their papers do: a tenth to a fifth of the first one.
+A second stage takes a fifth of the epochs of the first one, OLTR's half of them.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,22 @@ def with_method(config: TrainConfig, name: str) -> TrainConfig:
         name: A key of `METHODS`.
 
     Raises:
-        ValueError: If there is no such method.
+        ValueError: If there is no such method, or the recipe is another one.
     """
     if name not in METHODS:
         raise ValueError(f"There is no method {name!r}; there are {', '.join(METHODS)}.")
+    plain = config.stages[0]
+    if (
+        len(config.stages) != 1
+        or (plain.loss.name, config.head.name) != ("cross-entropy", "linear")
+        or plain.sampler != "instance"
+        or plain.bilateral
+        or plain.head is not None
+    ):
+        raise ValueError(
+            f"Expected a recipe of one stage of cross-entropy with a linear head to put {name!r} into, "
+            f"but got one of {config.method}."
+        )
     method, change = METHODS[name]
     return replace(change(config), method=method)
 
@@ -44,7 +56,7 @@ def _ldam(*, deferred: bool) -> Change:
         first = replace(config.stages[0], loss=Part(name="ldam", options=margin))
         if not deferred:
             return replace(config, stages=(first,))
-        later = round(0.2 * first.epochs)
+        later = max(1, round(0.2 * first.epochs))
         second = Part(name="ldam", options={**margin, "reweight_beta": 0.9999})
         return replace(
             config,

@@ -17,6 +17,8 @@ from priorshift.priors import Prior
 from priorshift.training.config import Part, Stage, TrainConfig
 from priorshift.training.seeds import derived_seed
 
+CPU = torch.device("cpu")
+
 
 def loss_names() -> dict[str, str]:
     """Config name → class of every loss in `priorshift.losses`: `lade` → `LADELoss`."""
@@ -111,23 +113,29 @@ def carried_prior(
 ) -> tuple[Prior, Literal["theory", "convention"]]:
     """The prior that logits carry after a stage on training images of this class mix, and by which right.
 
-    It follows from the loss of the stage and the mix that its sampler deals; after a head to which theory no
-    longer applies, from what its authors use it for.
+    It follows from the loss of the stage and the mix that its sampler deals, at the end where that moves;
+    after a head to which theory no longer applies, from what its authors use it for.
     """
     part, _ = head_in_force(config, stage)
     head = getattr(heads, head_names()[part.name])
     if hasattr(head, "conventional_prior"):
         return head.conventional_prior(source), "convention"
     loss: Any = build_loss(config.stages[stage], source)
-    return loss.carried_prior, loss.carried_by
+    moving = config.stages[stage].sampler == "progressively-balanced"
+    return loss.carried_prior, "convention" if moving else loss.carried_by
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's generators for the block, and leave them as they were."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Seed torch's generators of the CPU and a device for the block, and leave them as they were."""
+    if device.type == "cpu":
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            yield
+    else:
+        with torch.random.fork_rng(devices=[device.index or 0], device_type=device.type):
+            torch.manual_seed(seed)
+            yield
 
 
 def _build(room: ModuleType, names: dict[str, str], kind: str, part: Part, *arguments: object) -> Any:

@@ -4,6 +4,7 @@ A resolved config is saved as JSON with each run and can start it again.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from itertools import pairwise
@@ -63,6 +64,10 @@ class Optimizer:
         _require(self.weight_decay >= 0, "weight_decay", "non-negative", self.weight_decay)
         _require(self.warmup_epochs >= 0, "warmup_epochs", "non-negative", self.warmup_epochs)
         _require(self.decay > 0, "decay", "positive", self.decay)
+        _require(self.momentum > 0 or not self.nesterov, "momentum", "positive with nesterov", self.momentum)
+        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "decay"):
+            _require(math.isfinite(getattr(self, name)), name, "finite", getattr(self, name))
+        _require(all(map(math.isfinite, self.milestones)), "milestones", "finite", self.milestones)
         _require_choice(self, "schedule")
 
 
@@ -100,7 +105,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A run, completely: the same config on the same machine gives the same weights."""
+    """A run, completely: the same config on the same CPU, with as many threads, gives the same weights."""
 
     method: str
     """Published name of the method, for tables and legends."""

@@ -50,7 +50,7 @@ class Epoch:
     total_steps: int
     """The number of steps that the schedule spans."""
     progress: float
-    """Share of the epochs of its stage that are over, 0 in the first and 1 in the last."""
+    """Share of the epochs of its stage that are over, 0 in the first and 1 in the last, or the only one."""
 
 
 def plan(config: TrainConfig, steps_per_epoch: int) -> Iterator[Epoch]:
@@ -73,7 +73,7 @@ def plan(config: TrainConfig, steps_per_epoch: int) -> Iterator[Epoch]:
                 fresh=number == begin,
                 scheduled=range(first, first + steps_per_epoch),
                 total_steps=spanned * steps_per_epoch,
-                progress=passed / max(1, stage.epochs - 1),
+                progress=passed / (stage.epochs - 1) if stage.epochs > 1 else 1.0,
             )
             number += 1
 
@@ -84,8 +84,8 @@ def train(
     """Train a model from scratch into a run folder.
 
     The folder gets `config.json`, `metrics.jsonl` (one line per epoch) and `model.safetensors`. When it is
-    interrupted (Ctrl-C), the weights as they are then are written, marked as not completed, so that the
-    folder can be predicted with; then the interrupt goes on its way.
+    interrupted (Ctrl-C, a full disk, memory that runs out), the weights as they are then are written, marked
+    as not completed, so that the folder can be predicted with; then the interrupt goes on its way.
 
     Args:
         config: The run. Everything in it is checked before the first step.
@@ -132,10 +132,10 @@ def train(
                 }
                 run.append_metrics(record)
                 on_epoch(record)
-    except KeyboardInterrupt:
-        run.save_weights(model, stage=stage, epochs=done, completed=False)
+        run.save_weights(model, device, stage=stage, epochs=done, completed=True)
+    except (KeyboardInterrupt, OSError, RuntimeError, ValueError):
+        run.save_weights(model, device, stage=stage, epochs=done, completed=False)
         raise
-    run.save_weights(model, stage=stage, epochs=done, completed=True)
     return run
 
 
@@ -147,15 +147,21 @@ def _rehearse(config: TrainConfig, splits: Splits, source: Prior) -> None:
         _begin(model, config, number, few, source, torch.device("cpu"))
         if stage.bilateral:
             require_branches(model)
+        if not stage.epochs and not hasattr(model.head, "conventional_prior"):
+            raise ValueError(
+                f"Expected `epochs` to be positive in stage {number}: its head is to be trained, not made."
+            )
         if stage.epochs and not any(each.requires_grad for each in model.parameters()):
             raise ValueError(
                 f"Expected stage {number} to have something to train, but its head has no weights."
             )
+        if stage.epochs and stage.optimizer is not None:
+            _sgd(model, stage.optimizer)
 
 
 def _one_of_each_class(data: ImageSet) -> ImageSet:
     first = {label: row for row, label in reversed(list(enumerate(data.labels.tolist())))}
-    return data.subset(torch.tensor(sorted(first.values())))
+    return data.subset(torch.tensor(sorted(first.values()), dtype=torch.int64))
 
 
 def _begin(
@@ -210,7 +216,7 @@ def _train_epoch(
     step_losses = torch.zeros(len(streams[0]), device=images.device)
     for index, (step, *batches) in enumerate(zip(epoch.scheduled, *streams, strict=True)):
         loss: Any
-        with seeded(derived_seed(config.seed, "step", epoch.number, index)):
+        with seeded(derived_seed(config.seed, "step", epoch.number, index), images.device):
             inputs = [
                 augmented(
                     images[batch],
@@ -226,7 +232,7 @@ def _train_epoch(
                     epoch.settings, step, steps_per_epoch=len(step_losses), total_steps=epoch.total_steps
                 )
             if stage.bilateral:
-                passed = epoch.progress * (stage.epochs - 1) / stage.epochs
+                passed = (epoch.progress * (stage.epochs - 1)) / stage.epochs
                 loss = bilateral_loss(model, loss_function, inputs, targets, progress=passed)
             else:
                 features = model.backbone(inputs[0])

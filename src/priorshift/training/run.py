@@ -20,7 +20,9 @@ from priorshift.priors import Prior
 from priorshift.training.build import build_model, carried_prior, load_data
 from priorshift.training.config import TrainConfig
 
+SCHEMA_VERSION = 1
 _METADATA_KEY = "priorshift"
+_FACTS = {"stage": int, "epochs": int, "completed": bool, "chosen": dict, "environment": dict}
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,18 @@ class Run:
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def save_weights(self, model: Classifier, *, stage: int, epochs: int, completed: bool) -> None:
-        """Write the weights, their stage, the epochs that they finished, and what the head chose."""
-        chosen = getattr(model.head, "chosen", {})
-        facts = {"stage": stage, "epochs": epochs, "completed": completed, "chosen": chosen}
+    def save_weights(
+        self, model: Classifier, device: torch.device, *, stage: int, epochs: int, completed: bool
+    ) -> None:
+        """Write the weights, their stage, the epochs that they finished, what the head chose, and where."""
+        facts = {
+            "schema_version": SCHEMA_VERSION,
+            "stage": stage,
+            "epochs": epochs,
+            "completed": completed,
+            "chosen": getattr(model.head, "chosen", {}),
+            "environment": environment(device),
+        }
         with written_whole(self.weights_file) as temporary:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},
@@ -104,9 +114,21 @@ class Run:
         try:
             with safe_open(self.weights_file, framework="pt") as file:
                 facts = json.loads((file.metadata() or {})[_METADATA_KEY])
-                return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
-        except (SafetensorError, KeyError, ValueError) as error:
+                version = facts["schema_version"]
+                weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.weights_file} is truncated or no weights file ({error}).") from error
+        if not isinstance(version, int) or version > SCHEMA_VERSION:
+            raise ValueError(
+                f"{self.weights_file} was written by a newer priorshift (weights schema {version}, "
+                f"this one reads up to {SCHEMA_VERSION}). Upgrade priorshift to read it."
+            )
+        for name, kind in _FACTS.items():
+            if not isinstance(facts.get(name), kind):
+                raise ValueError(
+                    f"{self.weights_file} has an unreadable header: {name} is {facts.get(name)!r}."
+                )
+        return weights, facts
 
 
 def resolve_device(name: str) -> torch.device:
@@ -122,6 +144,8 @@ def resolve_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"Expected `device` to be auto or one of this machine, but got {name!r}.") from error
+    if device.type == "meta":
+        raise ValueError("Expected `device` to be one that computes, but got 'meta'.")
     return device
 
 
@@ -152,6 +176,8 @@ def predict(folder: Path, split: str = "test", *, device: str = "auto") -> Predi
     splits = load_data(config.data)
     data = splits.named(split)
     here = resolve_device(device)
+    if not 0 <= progress["stage"] < len(config.stages):
+        raise ValueError(f"{run.weights_file} does not fit {run.config_file}: no stage {progress['stage']}.")
     model = build_model(config, data, progress["stage"]).to(here)
     try:
         model.load_state_dict(weights)
@@ -175,7 +201,8 @@ def predict(folder: Path, split: str = "test", *, device: str = "auto") -> Predi
             if progress["completed"]
             else f"stopped in epoch {progress['epochs'] + 1}",
             **{f"chosen {name}": value for name, value in progress["chosen"].items()},
-            **environment(here),
+            **progress["environment"],
+            "predicted on": here.type,
         },
     )
 

@@ -111,6 +111,12 @@ class CausalNormHead(nn.Module):
                 "Expected the head before this one to be `causal-norm`, whose weights it takes over, "
                 f"but got {type(start.previous).__name__}."
             )
+        for name in ("num_heads", "scale", "gamma"):
+            mine, theirs = getattr(self, name), getattr(start.previous, name)
+            if mine != theirs:
+                raise ValueError(
+                    f"Expected `{name}` to be that of the head before, {theirs}, but got {mine}."
+                )
         given = self.strength.clone()
         self.load_state_dict(start.previous.state_dict())
         self.strength.copy_(given)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from priorshift.models.heads._linear import linear_before
 from priorshift.models.heads._start import Start
+from priorshift.priors import Prior
 
 
 class LearnableScaleHead(nn.Module):
@@ -17,7 +18,7 @@ class LearnableScaleHead(nn.Module):
     $$f_y(x) = s_y \, (w_y^\top \phi(x) + b_y), \qquad s_y = 1 \text{ at the start}$$
 
     For a second stage that trains this head alone with class-balanced sampling: only the $s_y$ learn. At
-    test time its logits carry what the loss and the sampler of that stage say.
+    test time use the logits as they are on the uniform mix; no theory says what they carry.
 
     The paper scales the weights, $\tilde w_y = s_y w_y$, and says nothing of a bias; its released code
     scales the whole logit, and so does this head.
@@ -45,6 +46,11 @@ class LearnableScaleHead(nn.Module):
         self.register_buffer("weight", torch.zeros(num_classes, num_features))
         self.register_buffer("bias", torch.zeros(num_classes))
         self.scale = nn.Parameter(torch.ones(num_classes))
+
+    @staticmethod
+    def conventional_prior(source: Prior) -> Prior:
+        """A factor per class cannot move logits by a prior; its authors use it on the uniform mix."""
+        return Prior.uniform(source.num_classes)
 
     @torch.no_grad()
     def begin(self, start: Start) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from priorshift.models.heads._class_means import class_means
 from priorshift.models.heads._linear import linear_before
 from priorshift.models.heads._start import Start
+from priorshift.priors import Prior
 
 _NEAREST = 1e-6
 _EXACT = "donot_use_mm_for_euclid_dist"
@@ -28,8 +29,8 @@ class MetaEmbeddingHead(nn.Module):
     The first factor is the reachability: features far from all centroids come out short. For a second stage,
     after one of cross-entropy with a linear head, that trains everything with class-balanced sampling:
     `begin` puts the class means of the training features into the memory and the linear head into $T_{hal}$;
-    from there `regulariser` moves the memory. At test time the logits carry what the loss and the sampler of
-    that stage say.
+    from there `regulariser` moves the memory. At test time use the logits as they are on the
+    uniform mix; no theory says what they carry.
 
     The paper's modulated attention works on feature maps before pooling and belongs to the backbone:
     `SmallCNN(attention=True)`.
@@ -85,6 +86,11 @@ class MetaEmbeddingHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_classes, num_features))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         self.memory = nn.Parameter(torch.zeros(num_classes, num_features))
+
+    @staticmethod
+    def conventional_prior(source: Prior) -> Prior:
+        """Its regulariser has another optimum than the loss; its authors use it on the uniform mix."""
+        return Prior.uniform(source.num_classes)
 
     @torch.no_grad()
     def begin(self, start: Start) -> None:
