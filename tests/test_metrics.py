@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss, recall_score
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    f1_score,
+    log_loss,
+    recall_score,
+)
 from torchmetrics.classification import MulticlassCalibrationError
 
 from priorshift import metrics
@@ -713,3 +720,13 @@ def test_public_names_are_those_of_the_stub() -> None:
     assert set(NAMES) | {"effective_sample_size", "GroupAccuracy", "Reliability"} == set(dir(metrics))
     for name in dir(metrics):
         assert callable(getattr(metrics, name))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_brier_score_is_that_of_scikit_learn_summed_over_classes(weighted):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(4, size=60)
+    probs = rng.dirichlet(np.ones(4), size=60)
+    weights = rng.uniform(size=60) if weighted else None
+    expected = brier_score_loss(labels, probs, sample_weight=weights, labels=range(4), scale_by_half=False)
+    assert metrics.brier_score(probs, labels, weights=weights) == pytest.approx(expected, rel=1e-12)
