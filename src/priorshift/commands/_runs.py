@@ -1,6 +1,5 @@
 """Make sure that run folders hold complete runs and their predictions."""
 
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -35,16 +34,21 @@ def _complete(
     name: str, config: TrainConfig, folder: Path, splits: Sequence[str], progress: TrainingProgress
 ) -> str:
     run, started = Run(folder), time.perf_counter()
-    outcome = "complete already"
-    if not run.finished(config):
+    trained = not run.finished(config)
+    if trained:
         train(config, folder, on_epoch=partial(progress.epoch, name))
-        outcome = "trained and predicted"
-    for split in splits:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            Predictions.load(run.predictions_file(split))
-            continue
+    missing = [split for split in splits if not _readable(run.predictions_file(split))]
+    for split in missing:
         predict(folder, split, device=config.device).save(run.predictions_file(split))
-        outcome = outcome if outcome.startswith("trained") else "predicted"
-    return (
-        outcome if outcome.startswith("complete") else f"{outcome} in {time.perf_counter() - started:.1f} s"
-    )
+    if not missing:
+        return "complete already"
+    outcome = "trained and predicted" if trained else "predicted"
+    return f"{outcome} in {time.perf_counter() - started:.1f} s"
+
+
+def _readable(file: Path) -> bool:
+    try:
+        Predictions.load(file)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True

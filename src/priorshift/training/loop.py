@@ -112,6 +112,7 @@ def train(
         for number, settings in enumerate(config.stages):
             _begin(model, config, number, splits, source, device)
             stage = number if settings.head is not None else stage
+            carried, _ = carried_prior(config, number, source)
             for epoch in (each for each in epochs if each.stage == number):
                 started = time.perf_counter()
                 if epoch.fresh:
@@ -127,7 +128,7 @@ def train(
                     "lr": optimizer.param_groups[0]["lr"],
                     "train_seconds": round(time.perf_counter() - started, 4),
                     "validation_balanced_accuracy": _balanced_accuracy(
-                        model, splits.validation, carried_prior(config, number, source)[0], device
+                        model, splits.validation, carried, device
                     ),
                 }
                 run.append_metrics(record)
