@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from priorshift.data import ImageSet, Splits, augmented
+from priorshift.data import ImageSet, Splits, augmented, hold_out
 from priorshift.data.sources import digits_lt
 from priorshift.shift import image_hashes
 
@@ -72,12 +72,6 @@ def test_the_images_are_those_of_scikit_learn_with_their_labels(digits):
         assert split.images.shape[1:] == (1, 8, 8)
 
 
-def test_pixels_span_nought_to_one(digits):
-    pixels = digits.train.pixels(CPU)
-    assert pixels.dtype == torch.float32
-    assert (pixels.min(), pixels.max()) == (0.0, 1.0)
-
-
 def test_the_splits_are_deterministic_and_another_seed_gives_others(digits):
     again, other = digits_lt(), digits_lt(split_seed=1)
     for name in ("train", "validation", "test"):
@@ -132,11 +126,6 @@ def test_the_fingerprint_knows_images_and_labels_but_not_their_order():
     assert some_images(images=images.images + 1).fingerprint != images.fingerprint
 
 
-def test_full_intensity_is_one():
-    assert some_images().pixels(CPU).max() == 1.0
-    assert some_images().pixels(CPU)[0, 0, 0, 1].item() == pytest.approx(1 / 23, rel=1e-7)
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -154,6 +143,39 @@ def test_images_and_labels_that_do_not_fit_are_refused(changes, words):
 def test_splits_are_not_copied():
     images = some_images()
     assert Splits(images, images, images).named("test") is images
+
+
+# Held-out images
+
+
+def long_tailed(counts=(20, 9, 3, 1)):
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    images = torch.randint(0, 256, (len(labels), 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    return ImageSet(images.to(torch.uint8), labels, tuple("abcd"))
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"), [(0.2, [4, 1, 1, 0]), (0.5, [10, 4, 1, 0]), (0.05, [1, 1, 1, 0]), (0.0, [0] * 4)]
+)
+def test_a_share_of_each_class_is_held_out_but_never_its_only_image(share, expected):
+    every = long_tailed()
+    validation, rest = hold_out(every, share, seed=0)
+    assert validation.counts.tolist() == expected
+    assert (validation.counts + rest.counts).tolist() == every.counts.tolist()
+    assert sorted(validation.hashes + rest.hashes) == sorted(every.hashes)
+
+
+def test_what_is_held_out_is_pinned_by_content_and_seed():
+    every = long_tailed()
+    shuffled = every.subset(torch.randperm(len(every), generator=torch.Generator().manual_seed(1)))
+    assert hold_out(shuffled, 0.3, 0)[0].fingerprint == hold_out(every, 0.3, 0)[0].fingerprint
+    assert hold_out(every, 0.3, 1)[0].fingerprint != hold_out(every, 0.3, 0)[0].fingerprint
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match=r"`held_out` to be in \[0, 1\), but got"):
+        hold_out(long_tailed(), share, 0)
 
 
 # Augmentation

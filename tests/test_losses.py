@@ -530,6 +530,26 @@ def test_a_loss_has_nothing_to_train(case):
     assert list(case.build(PRIOR).parameters()) == []
 
 
+@pytest.mark.parametrize(
+    "called",
+    [
+        getattr(priorshift.losses, name)
+        for name in priorshift.losses.__all__
+        if name.endswith(("loss", "cross_entropy", "lader"))
+    ]
+    + [case.module.forward for case in ONE_OF_EACH],
+    ids=lambda called: called.__qualname__,
+)
+def test_a_loss_is_told_its_process_group_when_it_is_called(called):
+    parameter = inspect.signature(called).parameters["process_group"]
+    assert parameter.kind is parameter.KEYWORD_ONLY and parameter.default is None
+
+
+@each_module
+def test_a_module_is_made_without_a_process_group(case):
+    assert "process_group" not in inspect.signature(case.module).parameters
+
+
 @each_module
 def test_a_compiled_module_gives_the_same_value(case):
     logits, labels = batch(ignored=1)

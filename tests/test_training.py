@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from priorshift import Prior, recipes
 from priorshift.adjustment import TAUS
-from priorshift.data import sampled_order
+from priorshift.data import ImageSet, sampled_order
 from priorshift.data.sources import digits_lt
 from priorshift.models import Classifier
 from priorshift.models.backbones import SmallCNN
@@ -31,6 +31,7 @@ from priorshift.training import (
     TrainConfig,
     carried_prior,
     loop,
+    objective,
     predict,
     run,
     train,
@@ -38,7 +39,7 @@ from priorshift.training import (
 from priorshift.training.bilateral import bilateral_loss, mixing_weight
 from priorshift.training.build import build_loss, build_model
 from priorshift.training.config import SCHEMA_VERSION
-from priorshift.training.loop import plan
+from priorshift.training.plan import batches, plan
 from priorshift.training.run import resolve_device
 from priorshift.training.schedule import learning_rate
 from priorshift.training.seeds import derived_seed
@@ -104,25 +105,13 @@ def same_weights(first, second):
 # Configs
 
 
-@pytest.mark.parametrize("recipe", recipes.__all__)
-def test_every_recipe_survives_json(recipe, tmp_path):
-    config = getattr(recipes, recipe)()
-    config.save(tmp_path / "config.json")
-    assert TrainConfig.load(tmp_path / "config.json") == config
-
-
-@pytest.mark.parametrize("recipe", recipes.__all__)
-def test_every_recipe_builds_and_takes_two_epochs(recipe, tmp_path):
+@pytest.mark.parametrize("recipe", [name for name in recipes.__all__ if name.startswith("digits")])
+def test_every_digits_recipe_takes_two_epochs(recipe, tmp_path):
     config = two_epochs(getattr(recipes, recipe)())
     run = train(config, tmp_path / "run")
     assert run.finished(config)
     assert lines(run)[1]["loss"] < lines(run)[0]["loss"]
     assert predict(run.folder).method == config.method
-
-
-def test_recipes_have_methods_of_their_own():
-    methods = [getattr(recipes, recipe)().method for recipe in recipes.__all__]
-    assert len(set(methods)) == len(methods)
 
 
 def test_a_config_with_every_field_changed_survives_json(tmp_path):
@@ -357,6 +346,40 @@ def test_the_rate_is_positive_and_never_above_the_base(schedule, warmup, epochs,
     assert all(0 < rate <= 0.1 * (1 + 1e-12) for rate in rates)
 
 
+@pytest.mark.parametrize("lead", [0, 1])
+def test_a_schedule_that_moves_per_epoch_is_the_schedule_at_the_epoch_and_its_lead(lead):
+    """The released LADE code steps its scheduler before each epoch: lead 1."""
+    optimizer = Optimizer(
+        lr=0.2,
+        schedule="multistep",
+        milestones=(12.0, 16.0),
+        decay=0.01,
+        warmup_epochs=5,
+        warmup_from=1 / 3,
+        per_epoch=True,
+        lead=lead,
+    )
+    rates = learning_rates(optimizer, epochs=20, steps_per_epoch=3)
+    for epoch in range(20):
+        at = epoch + lead
+        rise = (1 / 3) * (1 - at / 5) + at / 5 if at < 5 else 1
+        decay = 0.01 ** ((at >= 12) + (at >= 16))
+        assert rates[3 * epoch : 3 * epoch + 3] == pytest.approx([0.2 * rise * decay] * 3)
+
+
+def test_a_cosine_that_leads_by_an_epoch_wastes_the_last_one():
+    optimizer = Optimizer(lr=0.1, schedule="cosine", per_epoch=True, lead=1)
+    rates = learning_rates(optimizer, epochs=4, steps_per_epoch=2)
+    expected = [0.05 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (1, 2, 3, 4)]
+    assert rates == pytest.approx([rate for rate in expected for _ in range(2)])
+    assert rates[-1] == pytest.approx(0)
+
+
+def test_a_warm_up_may_rise_from_a_share_of_the_base_rate():
+    optimizer = Optimizer(lr=1.0, schedule="constant", warmup_epochs=1, warmup_from=0.5)
+    assert learning_rates(optimizer, epochs=1) == pytest.approx([0.625, 0.75, 0.875, 1.0])
+
+
 # The plan
 
 
@@ -371,7 +394,7 @@ def test_a_stage_without_optimizer_goes_on_with_the_schedule_before():
             Stage(loss=loss, epochs=4, optimizer=second),
         )
     )
-    epochs = list(plan(config, 5))
+    epochs = plan(config, 5 * config.batch_size)
     assert [epoch.number for epoch in epochs] == list(range(10))
     assert [epoch.stage for epoch in epochs] == [0, 0, 0, 1, 1, 2, 3, 3, 3, 3]
     assert [epoch.fresh for epoch in epochs] == [True] + [False] * 5 + [True] + [False] * 3
@@ -381,11 +404,35 @@ def test_a_stage_without_optimizer_goes_on_with_the_schedule_before():
 
 
 def test_one_stage_spans_itself():
-    epochs = list(plan(tiny_config(), 5))
+    epochs = plan(tiny_config(), 5 * tiny_config().batch_size)
     assert [(epoch.scheduled, epoch.total_steps) for epoch in epochs] == [
         (range(0, 5), 10),
         (range(5, 10), 10),
     ]
+
+
+def test_the_last_batch_of_an_epoch_is_smaller_or_left_out():
+    data = ImageSet(torch.zeros(129, 1, 1, 1).byte(), torch.arange(129) % 10, tuple("0123456789"))
+    for drop_last, sizes in ((False, [64, 64, 1]), (True, [64, 64])):
+        config = tiny_config(drop_last=drop_last)
+        epochs = plan(config, 129)
+        assert [len(epoch.scheduled) for epoch in epochs] == [len(sizes)] * 2
+        (stream,) = batches(config, epochs[1], data)
+        assert [len(batch.rows) for batch in stream] == sizes
+        assert len({row for batch in stream for row in batch.rows.tolist()}) == sum(sizes)
+
+
+def test_an_epoch_without_a_full_batch_cannot_leave_out_the_rest():
+    with pytest.raises(ValueError, match="`batch_size` to be at most the number of training images, 63"):
+        plan(tiny_config(drop_last=True), 63)
+    assert len(plan(tiny_config(), 63)[0].scheduled) == 1
+
+
+def test_the_share_of_passed_epochs_is_counted_with_and_without_the_last():
+    stage = Stage(loss=Part(name="cross-entropy"), epochs=4)
+    epochs = plan(tiny_config(stages=(stage,)), 64)
+    assert [epoch.passed for epoch in epochs] == [0, 0.25, 0.5, 0.75]
+    assert [epoch.progress for epoch in epochs] == pytest.approx([0, 1 / 3, 2 / 3, 1])
 
 
 # Seeds
@@ -861,7 +908,7 @@ def test_bilateral_training_moves_from_the_first_branch_to_the_second(tmp_path, 
         seen.append((progress, labels))
         return bilateral_loss(model, loss_function, images, labels, progress=progress)
 
-    monkeypatch.setattr(loop, "bilateral_loss", spy)
+    monkeypatch.setattr(objective, "bilateral_loss", spy)
     stage = Stage(loss=PLAIN, epochs=3, optimizer=Optimizer(lr=0.05), bilateral=True)
     config = tiny_config(stages=(stage,), model=TWO_BRANCHES, head=Part(name="bilateral"))
     run = train(config, tmp_path / "run")
@@ -882,7 +929,7 @@ def test_bilateral_training_moves_from_the_first_branch_to_the_second(tmp_path, 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"data": Part(name="nowhere")}, "no data 'nowhere'; there are digits-lt"),
+        ({"data": Part(name="nowhere")}, "no data 'nowhere'; there are cifar10-lt, .*digits-lt"),
         (
             {"data": Part(name="digits-lt", options={"size": 3})},
             "data 'digits-lt' has no option 'size'; it has",
@@ -890,7 +937,10 @@ def test_bilateral_training_moves_from_the_first_branch_to_the_second(tmp_path, 
         ({"data": Part(name="digits-lt", options={"max_count": 5000})}, "5000"),
         ({"model": Part(name="large-cnn")}, "no model 'large-cnn'; there are .*small-cnn"),
         ({"model": Part(name="small-cnn", options={"depth": 3})}, "no option 'depth'; it has .*width"),
-        ({"model": Part(name="small-cnn", options={"width": "wide"})}, "model 'small-cnn' cannot be built"),
+        (
+            {"model": Part(name="small-cnn", options={"width": "wide"})},
+            "`width` of the model 'small-cnn' to be of type int",
+        ),
         (
             {"stages": tiny_config("cross-entropy", "hope").stages},
             "no loss 'hope'; there are .*cross-entropy",
@@ -998,7 +1048,7 @@ def interrupting_at(call):
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_an_interrupt_in_the_first_epoch_with_a_new_head_leaves_that_head(tmp_path, monkeypatch, steps):
-    monkeypatch.setattr(loop, "learning_rate", interrupting_at(2 * STEPS + steps))
+    monkeypatch.setattr(loop, "learning_rate", interrupting_at(2 * (STEPS + 1) + steps))
     config = tiny_config(stages=stages_with(head=Part(name="cosine"), sampler="class-balanced"))
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path / "run")
@@ -1046,8 +1096,10 @@ def test_training_again_after_an_interrupt_gives_the_uninterrupted_run(tmp_path,
 
 def test_a_finished_run_is_finished_for_exactly_its_config(finished_run, tmp_path):
     assert finished_run.finished(tiny_config())
-    for changes in ({"seed": 1}, {"method": "other"}, {"device": "auto"}, {"batch_size": 63}):
+    for changes in ({"seed": 1}, {"method": "other"}, {"precision": "bfloat16"}, {"batch_size": 63}):
         assert not finished_run.finished(tiny_config(**changes))
+    for changes in ({"device": "auto"}, {"workers": 0}):
+        assert finished_run.finished(tiny_config(**changes))
     assert not Run(tmp_path / "nowhere").finished(tiny_config())
 
 
@@ -1221,6 +1273,9 @@ def test_a_head_that_is_to_be_trained_needs_epochs(tmp_path):
         ({"momentum": 0.0, "nesterov": True}, "`momentum` to be positive with nesterov, but got 0.0"),
         ({"warmup_epochs": math.inf}, "`warmup_epochs` to be finite, but got inf"),
         ({"milestones": (1.0, math.nan)}, "`milestones` to be finite"),
+        ({"backbone_lr": 0.0}, "`backbone_lr` to be positive, but got 0.0"),
+        ({"warmup_from": 1.5}, r"`warmup_from` to be in \[0, 1\], but got 1.5"),
+        ({"lead": 1}, "`lead` to be 0 where the schedule moves per step, but got 1"),
     ],
 )
 def test_an_optimizer_that_torch_would_refuse_cannot_be_made(settings, message):

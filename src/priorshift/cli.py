@@ -12,11 +12,15 @@ VERBS = {
     "train": "train a recipe into a run folder",
     "predict": "predict with a trained run and save the logits",
     "evaluate": "judge a predictions file on any class mix, with and without compensation",
+    "features": "save the features that a frozen backbone makes of images, for heads to train on",
     "compare": "train every method on one data set and print one table",
     "report": "compare runs in one self-contained HTML page",
     "reproduce": "run a published experiment again: figure, numbers, verdict",
 }
 """Verb → what it does. The module `priorshift.commands.VERB` holds its `Arguments` and `run`."""
+
+OF_TRAIN = ("timm", "torchvision", "datasets", "PIL", "pyarrow")
+"""What the extra `train` brings and `cli` does not."""
 
 USER_MISTAKES = (ValueError, TypeError, OSError, ArithmeticError)
 
@@ -47,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug or error.name is None or error.name.startswith("priorshift"):
             raise
         return _mistake(
-            f'`priorshift {verb}` needs {error.name}, which is not installed: pip install "priorshift[cli]"'
+            f"`priorshift {verb}` needs {error.name}, which is not installed: "
+            f'pip install "priorshift[{"train" if error.name in OF_TRAIN else "cli"}]"'
         )
     except USER_MISTAKES as error:
         if debug:

@@ -1,4 +1,9 @@
-"""Train every method on one data set and print one table: accuracy by group and by mix, calibration, time."""
+"""Train every method on one data set and print one table: accuracy by group and by mix, calibration, time.
+
+`priorshift compare DATA`: DATA is that of a recipe DATA-softmax (digits, features, ...), or a recipe or
+config.json of plain cross-entropy to put the methods into; digits where none is named. Other options override
+fields of it, as in `priorshift train`.
+"""
 
 import json
 import statistics
@@ -6,12 +11,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console
-from tyro.conf import Positional
+from tyro.conf import Suppress, arg
 
-from priorshift import recipes
 from priorshift.adjustment import logit_adjust, tune_tau
+from priorshift.commands._recipes import config_of, recipe_names, take_options
 from priorshift.commands._runs import complete_runs
 from priorshift.evaluation import Comparison, Spread, compare
 from priorshift.predictions import Predictions
@@ -19,6 +25,7 @@ from priorshift.priors import Prior
 from priorshift.recipes.methods import METHODS, with_method
 from priorshift.report import Table, console, markdown, write_report
 from priorshift.training import Run, TrainConfig
+from priorshift.training.build import load_data
 
 MIXES = ("forward:50", "uniform", "backward:50")
 TABLE_WIDTH = 110
@@ -28,31 +35,58 @@ TABLE_WIDTH = 110
 class Arguments:
     """What to compare, and where to."""
 
-    data: Positional[str] = "digits"
-    """Data set: DATA of a recipe DATA-softmax."""
-    methods: tuple[str, ...] = tuple(METHODS)
-    """Which methods, by their names on the command line."""
+    config: Annotated[TrainConfig, arg(name="")]
+    data: Suppress[str]
+    methods: tuple[str, ...] | None = None
+    """Which methods, by their names on the command line; by default all that the backbone allows."""
     seeds: int = 3
     """Trainings of each method; the spread is over them."""
     output: Path | None = None
     """Folder for the runs, the table and the report; by default runs/compare-DATA. Complete runs are kept."""
 
 
+def defaults(argv: list[str]) -> tuple[Arguments, list[str]]:
+    """Take the data and the options of parts off the command line and look the config up.
+
+    Raises:
+        ValueError: If there are no such data, or an option is one that `compare` sets itself.
+    """
+    named = bool(argv) and not argv[0].startswith("-")
+    data, rest = (argv[0], argv[1:]) if named else ("digits", argv)
+    for word in rest:
+        if word.split("=", 1)[0] in ("--method", "--seed"):
+            raise ValueError(f"Expected `--methods` and `--seeds`, which are compared, but got `{word}`.")
+    plain = {name.removesuffix("-softmax"): name for name in recipe_names() if name.endswith("-softmax")}
+    if data not in plain and data not in recipe_names() and Path(data).suffix != ".json":
+        raise ValueError(
+            f"There are no recipes for {data!r}; there are some for {', '.join(plain)}. "
+            "A recipe or a config.json of plain cross-entropy will do as well."
+        )
+    config, name = config_of(plain.get(data, data))
+    config, rest = take_options(config, rest)
+    return Arguments(config=config, data=name.removesuffix("-softmax")), rest
+
+
 def run(arguments: Arguments) -> None:
     """Train what is missing, then read the saved predictions alone."""
     if arguments.seeds < 1:
         raise ValueError(f"Expected `seeds` to be at least 1, but got {arguments.seeds}.")
-    methods = tuple(dict.fromkeys(arguments.methods))
-    if not methods:
-        raise ValueError(f"Expected at least one of the `methods`: {', '.join(METHODS)}.")
     folder = arguments.output or Path("runs") / f"compare-{arguments.data}"
     started, screen = time.perf_counter(), Console()
     wide = Console(width=max(screen.width, TABLE_WIDTH))
-    base = _base(arguments.data)
+    changed, refused = _with_methods(arguments.config, arguments.methods)
+    if not len(load_data(arguments.config.data).validation):
+        raise ValueError(
+            f"Expected data with a validation split, on which τ and α are chosen, but that of "
+            f"{arguments.data} is empty: give its data a `held_out` share."
+        )
+    for sentence in refused:
+        screen.print(f"left out: {sentence}", soft_wrap=True, highlight=False, markup=False)
+    methods = tuple(changed)
     configs: dict[str, TrainConfig] = {
-        f"{method}-seed{seed}": replace(with_method(base, method), seed=seed)
+        f"{method}-seed{seed}": replace(config, seed=seed)
         for seed in range(arguments.seeds)
-        for method in methods
+        for method, config in changed.items()
     }
     complete_runs(configs, folder, screen, splits=("validation", "test"))
     names = [f"{method}-seed{seed}" for method in methods for seed in range(arguments.seeds)]
@@ -147,13 +181,21 @@ def method_table(comparison: Comparison, seconds: Mapping[str, float]) -> Table:
     )
 
 
-def _base(data: str) -> TrainConfig:
-    plain = [name for name in recipes.__all__ if getattr(recipes, name)().method == METHODS["softmax"][0]]
-    known = {name.removesuffix("_softmax"): name for name in plain}
-    if data not in known:
-        raise ValueError(f"There are no recipes for {data!r}; there are some for {', '.join(known)}.")
-    config: TrainConfig = getattr(recipes, known[data])()
-    return config
+def _with_methods(
+    config: TrainConfig, methods: tuple[str, ...] | None
+) -> tuple[dict[str, TrainConfig], list[str]]:
+    """The config with each method, and why some that were not asked for are left out."""
+    if methods is not None:
+        if not methods:
+            raise ValueError(f"Expected at least one of the `methods`: {', '.join(METHODS)}.")
+        return {method: with_method(config, method) for method in methods}, []
+    changed, refused = {"softmax": with_method(config, "softmax")}, []
+    for method in METHODS:
+        try:
+            changed[method] = with_method(config, method)
+        except ValueError as error:
+            refused.append(str(error))
+    return changed, refused
 
 
 def _seconds(folder: Path, method: str, seeds: int) -> float:

@@ -3,17 +3,19 @@
 `--method NAME` puts another method in place of a recipe's plain cross-entropy.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.console import Console
 from tyro.conf import Suppress, arg
 
-from priorshift import recipes
 from priorshift.commands._progress import training_progress
-from priorshift.recipes.methods import METHODS, with_method
-from priorshift.training import Run, TrainConfig, train
+from priorshift.commands._recipes import config_of, first_word, take_method, take_options
+from priorshift.training import Checkpointing, Run, TrainConfig, train
+from priorshift.training.world import leads
 
 
 @dataclass(frozen=True)
@@ -26,44 +28,27 @@ class Arguments:
     """Run folder; by default runs/RECIPE-seedSEED."""
     overwrite: bool = False
     """Replace another run in that folder."""
+    resume: bool = True
+    """Go on with a run of the same config that was interrupted in that folder."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between two checkpoints."""
+    checkpoint_epochs: int = 0
+    """Write a checkpoint after so many epochs as well; 0 does not."""
+    tensorboard: bool = False
+    """Write what metrics.jsonl holds to event files as well; needs the package tensorboard."""
 
 
 def defaults(argv: list[str]) -> tuple[Arguments, list[str]]:
-    """Take the recipe and the method off the command line and look the config up.
+    """Take the recipe, the method and the options of parts off the command line and look the config up.
 
     Raises:
         ValueError: If no recipe is named, or there is no recipe or no method of that name.
     """
-    known = {name.replace("_", "-"): name for name in recipes.__all__}
-    listed = f"RECIPE is one of {', '.join(known)}, or a config.json."
-    if argv and argv[0] in ("-h", "--help"):
-        print(f"usage: priorshift train RECIPE [OPTIONS]\n\n{__doc__}\n{listed}")
-        print(f"`--method NAME` is one of {', '.join(METHODS)}.")
-        print("`priorshift train RECIPE --help` lists the fields of a recipe.")
-        raise SystemExit(0)
-    if not argv or argv[0].startswith("-"):
-        raise ValueError(f"Expected a recipe: `priorshift train RECIPE [OPTIONS]`. {listed}")
-    recipe, *rest = argv
-    # Left to the parser, `--method=crt` would only rename the recipe's own method.
-    rest = [
-        part for word in rest for part in (word.split("=", 1) if word.startswith("--method=") else [word])
-    ]
-    if rest.count("--method") > 1:
-        raise ValueError(f"Expected one `--method`, but got {rest.count('--method')}.")
-    if recipe in known:
-        arguments = Arguments(config=getattr(recipes, known[recipe])(), recipe=recipe)
-    elif (path := Path(recipe)).suffix == ".json":
-        arguments = Arguments(config=TrainConfig.load(path), recipe=path.parent.name or "config")
-    else:
-        raise ValueError(f"There is no recipe {recipe!r}. {listed}")
-    if "--method" not in rest[:-1]:
-        return arguments, rest
-    place = rest.index("--method")
-    method = rest[place + 1]
-    changed = replace(
-        arguments, config=with_method(arguments.config, method), recipe=f"{arguments.recipe}-{method}"
-    )
-    return changed, rest[:place] + rest[place + 2 :]
+    recipe, rest = first_word(argv, "train", __doc__)
+    config, name = config_of(recipe)
+    config, name, rest = take_method(config, name, rest)
+    config, rest = take_options(config, rest)
+    return Arguments(config=config, recipe=name), rest
 
 
 def run(arguments: Arguments) -> None:
@@ -73,9 +58,44 @@ def run(arguments: Arguments) -> None:
     if Run(folder).finished(config):
         print(f"{folder} already holds this run, complete.")
         return
-    if not arguments.overwrite and Run(folder).config_file.exists() and Run(folder).config() != config:
+    if not arguments.overwrite and Run(folder).config_file.exists() and not Run(folder).is_of(config):
         raise ValueError(f"{folder} holds another run; choose another --output, or pass --overwrite.")
-    with training_progress(console, 1) as progress:
-        train(config, folder, on_epoch=lambda record: progress.epoch(config.method, record))
+    checkpointing = Checkpointing(
+        minutes=arguments.checkpoint_minutes, epochs=arguments.checkpoint_epochs, resume=arguments.resume
+    )
+    with training_progress(console, 1) as progress, event_files(folder, arguments.tensorboard) as note:
+
+        def on_epoch(record: dict[str, Any]) -> None:
+            progress.epoch(config.method, record)
+            note(record)
+
+        train(
+            config,
+            folder,
+            checkpointing=checkpointing,
+            on_start=lambda splits: progress.say(splits.summary),
+            on_epoch=on_epoch,
+            on_step=lambda taken, total: progress.step(config.method, taken, total),
+        )
+        if not leads():
+            return
         progress.run_done(config.method, "trained")
     print(f"{folder}\nnext: priorshift predict {folder}")
+
+
+@contextmanager
+def event_files(folder: Path, wanted: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """For the block, a function that writes the record of an epoch where TensorBoard reads it, if wanted."""
+    if not wanted or not leads():
+        yield lambda record: None
+        return
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    with SummaryWriter(folder) as writer:
+
+        def note(record: dict[str, Any]) -> None:
+            for name in ("loss", "lr", "train_seconds", "validation_balanced_accuracy"):
+                if record[name] is not None:
+                    writer.add_scalar(name, record[name], record["epoch"])
+
+        yield note

@@ -1,9 +1,10 @@
-"""Labelled images of one size as one tensor, and the three splits that a run works with."""
+"""Labelled images of one size as one tensor."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from priorshift.priors import count_labels
@@ -53,9 +54,19 @@ class ImageSet:
         return count_labels(self.labels, self.num_classes)
 
     @property
+    def channels(self) -> int:
+        """The number of channels of an image."""
+        return self.images.shape[1]
+
+    @cached_property
+    def hashes(self) -> list[str]:
+        """The hash of each image's content, `N` of them."""
+        return image_hashes(self.images)
+
+    @cached_property
     def fingerprint(self) -> str:
         """A short text that is equal for the same labelled images in any order, and for no others."""
-        return fingerprint(image_hashes(self.images), self.labels)
+        return fingerprint(self.hashes, self.labels)
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -63,27 +74,3 @@ class ImageSet:
     def subset(self, indices: Int[Tensor, " chosen"]) -> "ImageSet":
         """The images of these rows."""
         return ImageSet(self.images[indices], self.labels[indices], self.class_names, self.white)
-
-    def pixels(self, device: torch.device) -> Float[Tensor, "samples channels height width"]:
-        """All images on the device as float32 between 0 and 1."""
-        return self.images.to(device).to(torch.float32) / self.white
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Training, validation and test images. Whatever is chosen is chosen on `validation`, never on `test`."""
-
-    train: ImageSet
-    validation: ImageSet
-    test: ImageSet
-
-    def named(self, split: str) -> ImageSet:
-        """The split of this name.
-
-        Raises:
-            ValueError: If there is none.
-        """
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        if split not in splits:
-            raise ValueError(f"Expected `split` to be one of {', '.join(splits)}, but got {split!r}.")
-        return splits[split]

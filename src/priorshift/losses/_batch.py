@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from priorshift.losses._group import ProcessGroup, summed, world_size
 from priorshift.losses._settings import one_of
 
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
@@ -96,11 +97,19 @@ def negative_log_softmax(
     )
 
 
-def reduce(losses: Tensor, labels: Tensor, *, ignore_index: int, reduction: Reduction) -> Tensor:
+def reduce(
+    losses: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int,
+    reduction: Reduction,
+    process_group: ProcessGroup | None = None,
+) -> Tensor:
     """Reduce per-position losses, already 0 where ignored. The mean is over the positions that count.
 
     A batch in which no position counts has mean 0 with gradient 0 (torch's own losses return NaN there,
-    which would end a training run on an empty shard).
+    which would end a training run on an empty shard). With a process group the mean over its ranks of what
+    they return is the mean over all their positions; "sum" and "none" are of this rank's own.
 
     Raises:
         ValueError: If `reduction` is none of "mean", "sum" and "none".
@@ -109,7 +118,16 @@ def reduce(losses: Tensor, labels: Tensor, *, ignore_index: int, reduction: Redu
         return losses
     if reduction == "sum":
         return losses.sum()
-    return losses.sum() / num_valid(labels, losses, ignore_index).clamp(min=1)
+    count = summed(num_valid(labels, losses, ignore_index), process_group)
+    return mean_of(losses.sum(), count, process_group)
+
+
+def mean_of(total: Tensor, count: Tensor, process_group: ProcessGroup | None) -> Tensor:
+    """A sum over the positions of this rank, divided by the `count` of a rank on average; 0 if that is 0.
+
+    `count` is that of all ranks together, so the ranks' average is the mean over all their positions.
+    """
+    return total * world_size(process_group) / torch.where(count > 0, count, 1)
 
 
 def num_valid(labels: Tensor, losses: Tensor, ignore_index: int) -> Tensor:

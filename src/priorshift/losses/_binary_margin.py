@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from priorshift.losses._batch import Reduction, at_least_float32, reduce
+from priorshift.losses._group import ProcessGroup
 from priorshift.losses._settings import finite, positive
 
 PLAIN = (1.0, 1.0)
@@ -23,6 +24,7 @@ def binary_margin_loss(
     temperature: float = 1.0,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    process_group: ProcessGroup | None = None,
 ) -> Float[Tensor, "*_"]:
     r"""The pairwise margin loss of two classes on one score, with a temperature.
 
@@ -43,6 +45,7 @@ def binary_margin_loss(
         temperature: $\gamma > 0$.
         ignore_index: Positions with this label do not count.
         reduction: "mean" over the positions that count, "sum", or "none" for one value per position.
+        process_group: Ranks that the batch is spread over; None is this process alone.
 
     Raises:
         TypeError: If `scores` are not floating-point, or `labels` are.
@@ -72,7 +75,7 @@ def binary_margin_loss(
         -weights[1] / temperature * F.logsigmoid(-temperature * (f + margins[1])),
     )
     losses = torch.where(labels.long() != ignore_index, losses, 0)
-    return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction)
+    return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction, process_group=process_group)
 
 
 def binary_margin_link(

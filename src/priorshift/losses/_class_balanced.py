@@ -18,6 +18,7 @@ from priorshift.losses._batch import (
     reduce,
 )
 from priorshift.losses._focal import focal_of_log_odds
+from priorshift.losses._group import ProcessGroup
 from priorshift.losses._settings import non_negative, one_of, positive, share
 from priorshift.losses._source import SourcePrior
 from priorshift.priors import ArrayLike, Prior
@@ -61,6 +62,7 @@ def class_balanced_cross_entropy(
     beta: float = 0.9999,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    process_group: ProcessGroup | None = None,
 ) -> Float[Tensor, "*_"]:
     r"""Softmax cross-entropy weighted by the inverse effective number of samples.
 
@@ -79,6 +81,7 @@ def class_balanced_cross_entropy(
         beta: $\beta \in [0, 1]$. Cui et al. choose it for each dataset among 0.9, 0.99, 0.999 and 0.9999.
         ignore_index: Positions with this label do not count.
         reduction: "mean" over the positions that count, "sum", or "none" for one value per position.
+        process_group: Ranks that the batch is spread over; None is this process alone.
 
     Raises:
         TypeError: If the dtypes of `logits` or `labels` do not fit.
@@ -101,7 +104,7 @@ def class_balanced_cross_entropy(
     counted = labels.long() != ignore_index
     per_position = weights[torch.where(counted, labels, 0).long()]
     losses = per_position * negative_log_softmax(scores, labels, ignore_index=ignore_index)
-    return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction)
+    return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction, process_group=process_group)
 
 
 class ClassBalancedLoss(nn.Module):
@@ -150,7 +153,7 @@ class ClassBalancedLoss(nn.Module):
         )
         return Prior(torch.softmax(source.log_probs + log_weights, dim=0))
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `class_balanced_cross_entropy`."""
         return class_balanced_cross_entropy(
             logits,
@@ -160,6 +163,7 @@ class ClassBalancedLoss(nn.Module):
             beta=self.beta,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            process_group=process_group,
         )
 
 
@@ -173,6 +177,7 @@ def class_balanced_focal_loss(
     gamma: float = 2.0,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    process_group: ProcessGroup | None = None,
 ) -> Float[Tensor, "*_"]:
     r"""Sigmoid focal loss over all classes, weighted by the inverse effective number of samples.
 
@@ -197,6 +202,7 @@ def class_balanced_focal_loss(
         gamma: Strength $\gamma \ge 0$, chosen by them among 0.5, 1 and 2; 0 is sigmoid cross-entropy.
         ignore_index: Positions with this label do not count.
         reduction: "mean" over the positions that count, "sum", or "none" for one value per position.
+        process_group: Ranks that the batch is spread over; None is this process alone.
 
     Raises:
         TypeError: If the dtypes of `logits` or `labels` do not fit.
@@ -221,7 +227,13 @@ def class_balanced_focal_loss(
     label = torch.where(counted, labels, 0).long()
     log_odds = (-scores).scatter(1, label.unsqueeze(1), scores.gather(1, label.unsqueeze(1)))
     losses = weights[label] * focal_of_log_odds(log_odds, gamma).sum(1)
-    return reduce(torch.where(counted, losses, 0), labels, ignore_index=ignore_index, reduction=reduction)
+    return reduce(
+        torch.where(counted, losses, 0),
+        labels,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        process_group=process_group,
+    )
 
 
 class ClassBalancedFocalLoss(nn.Module):
@@ -270,7 +282,7 @@ class ClassBalancedFocalLoss(nn.Module):
         """The uniform prior."""
         return Prior.uniform(self.source.prior.num_classes)
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `class_balanced_focal_loss`."""
         return class_balanced_focal_loss(
             logits,
@@ -281,6 +293,7 @@ class ClassBalancedFocalLoss(nn.Module):
             gamma=self.gamma,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            process_group=process_group,
         )
 
 

@@ -13,6 +13,7 @@ from priorshift.losses._batch import (
     negative_log_softmax,
     reduce,
 )
+from priorshift.losses._group import ProcessGroup
 from priorshift.losses._settings import one_of, share
 from priorshift.losses._source import SourcePrior
 from priorshift.priors import ArrayLike, Prior
@@ -25,6 +26,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    process_group: ProcessGroup | None = None,
 ) -> Float[Tensor, "*_"]:
     r"""Softmax cross-entropy.
 
@@ -42,6 +44,7 @@ def cross_entropy(
             $\epsilon > 0$ carries no prior.
         ignore_index: Positions with this label do not count.
         reduction: "mean" over the positions that count, "sum", or "none" for one value per position.
+        process_group: Ranks that the batch is spread over; None is this process alone.
 
     Raises:
         TypeError: If the dtypes of `logits` or `labels` do not fit.
@@ -60,7 +63,7 @@ def cross_entropy(
     losses = negative_log_softmax(
         at_least_float32(logits), labels, ignore_index=ignore_index, label_smoothing=label_smoothing
     )
-    return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction)
+    return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction, process_group=process_group)
 
 
 class CrossEntropyLoss(nn.Module):
@@ -101,7 +104,7 @@ class CrossEntropyLoss(nn.Module):
         """By theory, unless labels are smoothed."""
         return "theory" if self.label_smoothing == 0 else "convention"
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `cross_entropy`."""
         return cross_entropy(
             logits,
@@ -109,4 +112,5 @@ class CrossEntropyLoss(nn.Module):
             label_smoothing=self.label_smoothing,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            process_group=process_group,
         )

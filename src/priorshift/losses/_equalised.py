@@ -17,6 +17,7 @@ from priorshift.losses._batch import (
     negative_log_softmax,
     reduce,
 )
+from priorshift.losses._group import ProcessGroup
 from priorshift.losses._settings import one_of, positive, share
 from priorshift.losses._source import SourcePrior
 from priorshift.priors import ArrayLike, Prior
@@ -32,6 +33,7 @@ def equalised_loss(
     generator: torch.Generator | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    process_group: ProcessGroup | None = None,
 ) -> Float[Tensor, "*_"]:
     r"""Cross-entropy in which rare classes are at random left out of the denominator, except their own.
 
@@ -58,6 +60,7 @@ def equalised_loss(
             dropout. With $\gamma$ 0 or 1 nothing is drawn.
         ignore_index: Positions with this label do not count.
         reduction: "mean" over the positions that count, "sum", or "none" for one value per position.
+        process_group: Ranks that the batch is spread over; None is this process alone.
 
     Raises:
         TypeError: If the dtypes of `logits` or `labels` do not fit.
@@ -88,7 +91,7 @@ def equalised_loss(
     label = torch.where(labels.long() != ignore_index, labels, 0).long()
     dropped = dropped.scatter(1, label.unsqueeze(1), False)
     losses = negative_log_softmax(scores.masked_fill(dropped, -torch.inf), labels, ignore_index=ignore_index)
-    return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction)
+    return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction, process_group=process_group)
 
 
 class EqualisedLoss(nn.Module):
@@ -139,7 +142,7 @@ class EqualisedLoss(nn.Module):
         """By convention, unless nothing is ever left out."""
         return "theory" if self._is_cross_entropy() else "convention"
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `equalised_loss`."""
         return equalised_loss(
             logits,
@@ -149,6 +152,7 @@ class EqualisedLoss(nn.Module):
             drop_probability=self.drop_probability,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            process_group=process_group,
         )
 
     def _is_cross_entropy(self) -> bool:

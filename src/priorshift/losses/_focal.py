@@ -8,6 +8,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from priorshift.losses._batch import REDUCTIONS, Reduction, at_least_float32, check_hard, check_shapes, reduce
+from priorshift.losses._group import ProcessGroup
 from priorshift.losses._settings import non_negative, one_of
 from priorshift.losses._source import SourcePrior
 from priorshift.priors import ArrayLike, Prior
@@ -20,6 +21,7 @@ def focal_loss(
     gamma: float = 2.0,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    process_group: ProcessGroup | None = None,
 ) -> Float[Tensor, "*_"]:
     r"""Cross-entropy in which well classified samples count less.
 
@@ -41,6 +43,7 @@ def focal_loss(
         gamma: Strength $\gamma \ge 0$.
         ignore_index: Positions with this label do not count.
         reduction: "mean" over the positions that count, "sum", or "none" for one value per position.
+        process_group: Ranks that the batch is spread over; None is this process alone.
 
     Raises:
         TypeError: If the dtypes of `logits` or `labels` do not fit.
@@ -63,7 +66,13 @@ def focal_loss(
     label = torch.where(counted, labels, 0).long().unsqueeze(1)
     rivals = scores.scatter(1, label, -torch.inf).logsumexp(1)
     losses = focal_of_log_odds(scores.gather(1, label).squeeze(1) - rivals, gamma)
-    return reduce(torch.where(counted, losses, 0), labels, ignore_index=ignore_index, reduction=reduction)
+    return reduce(
+        torch.where(counted, losses, 0),
+        labels,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        process_group=process_group,
+    )
 
 
 class FocalLoss(nn.Module):
@@ -108,10 +117,15 @@ class FocalLoss(nn.Module):
         r"""By theory at $\gamma = 0$, which is cross-entropy; else by convention."""
         return "theory" if self.gamma == 0 else "convention"
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `focal_loss`."""
         return focal_loss(
-            logits, labels, gamma=self.gamma, ignore_index=self.ignore_index, reduction=self.reduction
+            logits,
+            labels,
+            gamma=self.gamma,
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            process_group=process_group,
         )
 
 

@@ -14,8 +14,10 @@ from priorshift.losses._batch import (
     check_hard,
     check_shapes,
     like,
+    mean_of,
     rows,
 )
+from priorshift.losses._group import ProcessGroup, largest, summed
 from priorshift.losses._logit_adjusted import logit_adjusted_cross_entropy
 from priorshift.losses._settings import non_negative, one_of
 from priorshift.losses._source import SourcePrior
@@ -33,6 +35,7 @@ def lader(
     lam: float,
     variant: Variant = "paper",
     ignore_index: int = -100,
+    process_group: ProcessGroup | None = None,
 ) -> Float[Tensor, ""]:
     r"""The label distribution disentangling regulariser of a batch.
 
@@ -49,7 +52,8 @@ def lader(
     over all $C$ classes, so that absent ones are pushed down. Its population minimiser is
     $\log\big(C\, p_s(c \mid x)\big)$: it pulls the logits *towards* the source posterior.
 
-    The batch is the one that this process sees: its $N$, $N_c$ and means are those of its own samples.
+    With a process group $N$, $N_c$ and the means are those of the batch of all its ranks, and each returns
+    the same value. One maximum and three sums for each class travel between them, never the logits.
 
     The logarithm of a batch mean is biased. For a class that is expected less than about once a batch the
     first term is seen only in batches where that class is over-represented; `docs/lade.md` has the size.
@@ -61,6 +65,7 @@ def lader(
         lam: Weight $\lambda \ge 0$ of the squared term. At 0 each column is free up to a constant.
         variant: "paper" (Eq. 15–16 as printed, $\alpha_c = \pi_c$) or "released".
         ignore_index: Positions with this label do not count.
+        process_group: Ranks that the batch is spread over; None is this process alone.
 
     Returns:
         A scalar; 0 for a batch in which no position counts.
@@ -79,6 +84,28 @@ def lader(
         Hong et al., *Disentangling Label Distribution for Long-tailed Visual Recognition*, CVPR 2021,
         Definition 3.2, Eq. 15–16.
     """
+    return _regulariser(
+        logits,
+        labels,
+        log_prior,
+        lam=lam,
+        variant=variant,
+        ignore_index=ignore_index,
+        process_group=process_group,
+    )[0]
+
+
+def _regulariser(
+    logits: Tensor,
+    labels: Tensor,
+    log_prior: Tensor,
+    *,
+    lam: float,
+    variant: Variant,
+    ignore_index: int,
+    process_group: ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """`lader`, and the number of positions that count on all ranks."""
     check_shapes(logits, labels, log_prior)
     check_hard(labels, "lader")
     non_negative("lam", lam)
@@ -90,7 +117,6 @@ def lader(
     counted = indices.long() != ignore_index
     scores = torch.where(counted[:, None], scores, 0)
     label = torch.where(counted, indices, 0).long()
-    num_samples = counted.sum()
     per_class = torch.zeros(num_classes, dtype=torch.int64, device=label.device)
     per_class = per_class.index_add(0, label, counted.long())
     own_logit = torch.where(counted, scores.gather(1, label[:, None]).squeeze(1), 0)
@@ -98,20 +124,27 @@ def lader(
     wide = scores.dtype if scores.device.type == "mps" else torch.float64
     own_sum = torch.zeros(num_classes, dtype=wide, device=label.device)
     own_sum = own_sum.index_add(0, label, own_logit.to(wide))
-    positive_mean = (own_sum / per_class.clamp(min=1)).to(scores.dtype)
 
     log_ratio = -math.log(num_classes) - log_pi
     log_weight = log_ratio[label] if variant == "paper" else torch.zeros_like(own_logit)
     log_weight = torch.where(counted, log_weight, torch.finfo(scores.dtype).min / 4)
-    log_num = num_samples.clamp(min=1).to(scores.dtype).log()
-    log_mean = torch.logsumexp(scores + log_weight[:, None], dim=0) - log_num
+    log_sum = torch.logsumexp(scores + log_weight[:, None], dim=0)
+    if process_group is not None:
+        top = largest(log_sum, process_group).clamp(min=torch.finfo(scores.dtype).min)
+        parts = torch.stack([(log_sum - top).exp().to(wide), own_sum, per_class.to(wide)])
+        scaled_sum, own_sum, counts = summed(parts, process_group).unbind()
+        log_sum, per_class = top + scaled_sum.log().to(scores.dtype), counts.long()
+    num_samples = per_class.sum()
+
+    positive_mean = (own_sum / per_class.clamp(min=1)).to(scores.dtype)
+    log_mean = log_sum - num_samples.clamp(min=1).to(scores.dtype).log()
     if variant == "released":
         log_mean = log_mean + log_ratio
 
     included = per_class > 0 if variant == "paper" else (num_samples > 0).expand_as(per_class)
     log_mean = torch.where(included, log_mean, 0)
     terms = -positive_mean + log_mean + lam * log_mean.square()
-    return (log_pi.exp() * terms).sum()
+    return (log_pi.exp() * terms).sum(), num_samples
 
 
 def lade_loss(
@@ -124,6 +157,7 @@ def lade_loss(
     variant: Variant = "paper",
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    process_group: ProcessGroup | None = None,
 ) -> Float[Tensor, "*_"]:
     r"""The LADE loss: cross-entropy of the source posterior plus $\alpha$ times the regulariser.
 
@@ -146,6 +180,8 @@ def lade_loss(
         ignore_index: Positions with this label do not count.
         reduction: "mean"; "sum", the mean times the number of positions that count; or "none", the
             cross-entropy of each position plus $\alpha$ times the batch's regulariser, 0 where ignored.
+        process_group: Ranks that the batch is spread over; None is this process alone. The regulariser is
+            that of all ranks in every reduction; the sum over ranks of their "sum" is that of one process.
 
     Raises:
         TypeError: If the dtypes of `logits` or `labels` do not fit.
@@ -161,12 +197,24 @@ def lade_loss(
         Hong et al., CVPR 2021, Definition 3.3, Eq. 18–20; test time Eq. 17; settings Table 7.
     """
     non_negative("alpha", alpha)
-    regulariser = lader(logits, labels, log_prior, lam=lam, variant=variant, ignore_index=ignore_index)
+    regulariser, num_samples = _regulariser(
+        logits,
+        labels,
+        log_prior,
+        lam=lam,
+        variant=variant,
+        ignore_index=ignore_index,
+        process_group=process_group,
+    )
     losses = logit_adjusted_cross_entropy(
-        logits, labels, log_prior, ignore_index=ignore_index, reduction=reduction
+        logits,
+        labels,
+        log_prior,
+        ignore_index=ignore_index,
+        reduction="sum" if reduction == "mean" else reduction,
     )
     if reduction == "mean":
-        return losses + alpha * regulariser
+        return mean_of(losses, num_samples, process_group) + alpha * regulariser
     counted = (labels.long() != ignore_index).to(losses.dtype)
     return losses + alpha * regulariser * (counted.sum() if reduction == "sum" else counted)
 
@@ -220,7 +268,7 @@ class LADELoss(nn.Module):
         exact = self.variant == "paper" or self.alpha == 0 or self.lam == 0
         return "theory" if exact else "convention"
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `lade_loss`."""
         return lade_loss(
             logits,
@@ -231,4 +279,5 @@ class LADELoss(nn.Module):
             variant=self.variant,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            process_group=process_group,
         )

@@ -15,6 +15,7 @@ from priorshift.losses._batch import (
     check_shapes,
 )
 from priorshift.losses._class_balanced import log_class_balanced_weights, num_samples_of
+from priorshift.losses._group import ProcessGroup
 from priorshift.losses._pairwise_margin import pairwise_margin_loss
 from priorshift.losses._settings import non_negative, one_of, positive, share
 from priorshift.losses._source import SourcePrior
@@ -34,6 +35,7 @@ def ldam_loss(
     normalization: Normalization = "population",
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    process_group: ProcessGroup | None = None,
 ) -> Float[Tensor, "*_"]:
     r"""Cross-entropy with a margin that is larger the rarer the label.
 
@@ -66,6 +68,7 @@ def ldam_loss(
             changes "mean" only.
         ignore_index: Positions with this label do not count.
         reduction: "mean", "sum", or "none" for one value per position.
+        process_group: Ranks that the batch is spread over; None is this process alone.
 
     Raises:
         TypeError: If the dtypes of `logits` or `labels` do not fit.
@@ -103,6 +106,7 @@ def ldam_loss(
         normalization=normalization,
         ignore_index=ignore_index,
         reduction=reduction,
+        process_group=process_group,
     )
 
 
@@ -177,7 +181,7 @@ class LDAMLoss(nn.Module):
     def _is_cross_entropy(self) -> bool:
         return self.max_margin == 0 and self.scale == 1
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `ldam_loss`."""
         return ldam_loss(
             logits,
@@ -190,6 +194,7 @@ class LDAMLoss(nn.Module):
             normalization=self.normalization,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            process_group=process_group,
         )
 
     def _num_samples(self) -> float | Tensor:

@@ -14,6 +14,7 @@ from priorshift.losses._batch import (
     negative_log_softmax,
     reduce,
 )
+from priorshift.losses._group import ProcessGroup
 from priorshift.losses._settings import finite, one_of
 from priorshift.losses._source import SourcePrior
 from priorshift.priors import ArrayLike, Prior
@@ -27,6 +28,7 @@ def logit_adjusted_cross_entropy(
     tau: float = 1.0,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    process_group: ProcessGroup | None = None,
 ) -> Float[Tensor, "*_"]:
     r"""Cross-entropy on logits shifted by the log class prior.
 
@@ -44,6 +46,7 @@ def logit_adjusted_cross_entropy(
         tau: Strength $\tau$ of the shift.
         ignore_index: Positions with this label do not count.
         reduction: "mean" over the positions that count, "sum", or "none" for one value per position.
+        process_group: Ranks that the batch is spread over; None is this process alone.
 
     Raises:
         TypeError: If the dtypes of `logits` or `labels` do not fit.
@@ -63,7 +66,7 @@ def logit_adjusted_cross_entropy(
     finite("tau", tau)
     scores = at_least_float32(logits)
     losses = negative_log_softmax(scores + tau * like(log_prior, scores), labels, ignore_index=ignore_index)
-    return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction)
+    return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction, process_group=process_group)
 
 
 class LogitAdjustedLoss(nn.Module):
@@ -104,7 +107,7 @@ class LogitAdjustedLoss(nn.Module):
         r"""The prior $\propto \pi^{1-\tau}$."""
         return self.source.prior.tempered(1 - self.tau)
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `logit_adjusted_cross_entropy`."""
         return logit_adjusted_cross_entropy(
             logits,
@@ -113,6 +116,7 @@ class LogitAdjustedLoss(nn.Module):
             tau=self.tau,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            process_group=process_group,
         )
 
 
@@ -152,7 +156,7 @@ class BalancedSoftmaxLoss(nn.Module):
         """The uniform prior."""
         return Prior.uniform(self.source.prior.num_classes)
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `logit_adjusted_cross_entropy`."""
         return logit_adjusted_cross_entropy(
             logits,
@@ -160,4 +164,5 @@ class BalancedSoftmaxLoss(nn.Module):
             self.source(logits),
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            process_group=process_group,
         )

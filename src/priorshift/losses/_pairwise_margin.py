@@ -16,6 +16,7 @@ from priorshift.losses._batch import (
     negative_log_softmax,
     reduce,
 )
+from priorshift.losses._group import ProcessGroup
 from priorshift.losses._settings import finite, non_negative, one_of
 from priorshift.losses._source import SourcePrior
 from priorshift.priors import ArrayLike, Prior, as_prior
@@ -30,6 +31,7 @@ def pairwise_margin_loss(
     negative: Float[Tensor, " classes"] | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    process_group: ProcessGroup | None = None,
 ) -> Float[Tensor, "*_"]:
     r"""Softmax cross-entropy with a weight for each class and a margin for each pair of classes.
 
@@ -59,6 +61,7 @@ def pairwise_margin_loss(
         negative: The rival's part of the margin, `[C]`; None means 0.
         ignore_index: Positions with this label do not count.
         reduction: "mean" over the positions that count, "sum", or "none" for one value per position.
+        process_group: Ranks that the batch is spread over; None is this process alone.
 
     Raises:
         TypeError: If the dtypes of `logits` or `labels` do not fit.
@@ -89,7 +92,7 @@ def pairwise_margin_loss(
     losses = negative_log_softmax(shifted, labels, ignore_index=ignore_index)
     if weights is not None:
         losses = like(weights, scores).flatten()[label] * losses
-    return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction)
+    return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction, process_group=process_group)
 
 
 class PairwiseMarginLoss(nn.Module):
@@ -156,7 +159,7 @@ class PairwiseMarginLoss(nn.Module):
         r"""By theory if $\tau_1 = \tau_2$."""
         return "theory" if self.tau1 == self.tau2 else "convention"
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `pairwise_margin_loss`."""
         log_prior = self.source(logits)
         weights = None
@@ -171,6 +174,7 @@ class PairwiseMarginLoss(nn.Module):
             negative=self.tau2 * log_prior,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            process_group=process_group,
         )
 
 
@@ -183,6 +187,7 @@ def logit_adjusted_adaptive_cross_entropy(
     margin: float = 1.0,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    process_group: ProcessGroup | None = None,
 ) -> Float[Tensor, "*_"]:
     r"""The logit-adjusted loss plus the adaptive margin.
 
@@ -201,6 +206,7 @@ def logit_adjusted_adaptive_cross_entropy(
         margin: Factor $m \ge 0$ of the adaptive margin.
         ignore_index: Positions with this label do not count.
         reduction: "mean" over the positions that count, "sum", or "none" for one value per position.
+        process_group: Ranks that the batch is spread over; None is this process alone.
 
     Raises:
         TypeError: If the dtypes of `logits` or `labels` do not fit.
@@ -228,6 +234,7 @@ def logit_adjusted_adaptive_cross_entropy(
         negative=tau * log_prior,
         ignore_index=ignore_index,
         reduction=reduction,
+        process_group=process_group,
     )
 
 
@@ -277,7 +284,7 @@ class LogitAdjustedAdaptiveLoss(nn.Module):
         r"""By convention, unless $m = 0$."""
         return "theory" if self.margin == 0 else "convention"
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `logit_adjusted_adaptive_cross_entropy`."""
         return logit_adjusted_adaptive_cross_entropy(
             logits,
@@ -287,4 +294,5 @@ class LogitAdjustedAdaptiveLoss(nn.Module):
             margin=self.margin,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            process_group=process_group,
         )

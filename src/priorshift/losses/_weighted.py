@@ -14,9 +14,11 @@ from priorshift.losses._batch import (
     check_hard,
     check_shapes,
     like,
+    mean_of,
     negative_log_softmax,
     reduce,
 )
+from priorshift.losses._group import ProcessGroup, summed
 from priorshift.losses._settings import one_of
 from priorshift.losses._source import SourcePrior
 from priorshift.priors import ArrayLike, Prior, as_prior
@@ -34,6 +36,7 @@ def weighted_cross_entropy(
     normalization: Normalization = "population",
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    process_group: ProcessGroup | None = None,
 ) -> Float[Tensor, "*_"]:
     r"""Cross-entropy with a weight for each class.
 
@@ -54,6 +57,7 @@ def weighted_cross_entropy(
             be in the batch and biases what is carried, more so the smaller the batch. It changes "mean" only.
         ignore_index: Positions with this label do not count.
         reduction: "mean", "sum", or "none" for one value per position.
+        process_group: Ranks that the batch is spread over; None is this process alone.
 
     Raises:
         TypeError: If the dtypes of `logits` or `labels` do not fit.
@@ -90,6 +94,7 @@ def weighted_cross_entropy(
         normalization=normalization,
         ignore_index=ignore_index,
         reduction=reduction,
+        process_group=process_group,
     )
 
 
@@ -101,12 +106,12 @@ def reduce_weighted(
     normalization: Normalization,
     ignore_index: int,
     reduction: Reduction,
+    process_group: ProcessGroup | None = None,
 ) -> Tensor:
     """Reduce losses that already hold their weights; "batch" divides their sum by that of the weights."""
     if normalization == "batch" and reduction == "mean":
-        total = per_position.sum()
-        return losses.sum() / torch.where(total > 0, total, 1)
-    return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction)
+        return mean_of(losses.sum(), summed(per_position.sum(), process_group), process_group)
+    return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction, process_group=process_group)
 
 
 class WeightedCrossEntropyLoss(nn.Module):
@@ -159,7 +164,7 @@ class WeightedCrossEntropyLoss(nn.Module):
         """By theory, unless the weights are normalised by the batch."""
         return "theory" if self.normalization == "population" else "convention"
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `weighted_cross_entropy`."""
         log_prior = self.source(logits)
         return weighted_cross_entropy(
@@ -170,4 +175,5 @@ class WeightedCrossEntropyLoss(nn.Module):
             normalization=self.normalization,
             ignore_index=self.ignore_index,
             reduction=self.reduction,
+            process_group=process_group,
         )

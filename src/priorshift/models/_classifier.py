@@ -22,7 +22,7 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.head = head
 
-    def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits of a batch of images."""
+    def forward(self, images: Float[Tensor, "batch *image"]) -> Float[Tensor, "batch classes"]:
+        """Logits of a batch of images, or of features."""
         logits: Tensor = self.head(self.backbone(images))
         return logits

@@ -1,6 +1,7 @@
 """Every method as a change to a plain cross-entropy recipe: the same data, backbone, epochs and schedule.
 
-A second stage takes a fifth of the epochs of the first one, OLTR's half of them.
+A second stage takes a fifth of the epochs of the first one, OLTR's half of them; its schedule is that of the
+first without the warm-up, with its milestones at the same shares of the epochs.
 """
 
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from priorshift.training.config import Optimizer, Option, Part, Stage, TrainConf
 
 Change = Callable[[TrainConfig], TrainConfig]
 LDAM_SCALE = 30.0
+OPEN_BACKBONES = ("resnet32", "resnet32-bbn", "small-cnn")
+"""Those whose last block can stand twice side by side, or have attention before its pooling."""
 
 
 def with_method(config: TrainConfig, name: str) -> TrainConfig:
@@ -20,7 +23,8 @@ def with_method(config: TrainConfig, name: str) -> TrainConfig:
         name: A key of `METHODS`.
 
     Raises:
-        ValueError: If there is no such method, or the recipe is another one.
+        ValueError: If there is no such method, the recipe is another one, or the method changes the backbone
+            in a way that this one does not allow.
     """
     if name not in METHODS:
         raise ValueError(f"There is no method {name!r}; there are {', '.join(METHODS)}.")
@@ -83,10 +87,11 @@ def _retrained(head: str, share: float) -> Change:
 
     def change(config: TrainConfig) -> TrainConfig:
         (first,) = config.stages
+        epochs = max(1, round(share * first.epochs))
         second = Stage(
             loss=Part(name="cross-entropy"),
-            epochs=max(1, round(share * first.epochs)),
-            optimizer=replace(_optimizer(first), warmup_epochs=0.0),
+            epochs=epochs,
+            optimizer=_restarted(first, epochs),
             sampler="class-balanced",
             head=Part(name=head),
             trains="head",
@@ -109,12 +114,18 @@ def _made(head: str, **options: Option) -> Change:
 
 def _oltr(config: TrainConfig) -> TrainConfig:
     """Plain training, then the meta-embedding with the whole network at a tenth of the learning rate."""
+    _require_open(config, "oltr", "puts attention before the last pooling of the backbone")
     (first,) = config.stages
-    optimizer = replace(_optimizer(first), lr=0.1 * _optimizer(first).lr, warmup_epochs=0.0)
+    epochs = max(1, round(0.5 * first.epochs))
+    optimizer = _restarted(first, epochs)
     second = Stage(
         loss=Part(name="cross-entropy"),
-        epochs=max(1, round(0.5 * first.epochs)),
-        optimizer=optimizer,
+        epochs=epochs,
+        optimizer=replace(
+            optimizer,
+            lr=0.1 * optimizer.lr,
+            backbone_lr=None if optimizer.backbone_lr is None else 0.1 * optimizer.backbone_lr,
+        ),
         sampler="class-balanced",
         head=Part(name="meta-embedding"),
     )
@@ -122,12 +133,25 @@ def _oltr(config: TrainConfig) -> TrainConfig:
 
 
 def _bbn(config: TrainConfig) -> TrainConfig:
+    _require_open(config, "bbn", "wants the last block of the backbone twice, side by side")
     (first,) = config.stages
+    if config.model.name == "small-cnn":
+        branched = _with_options(config, branches=2)
+    else:
+        branched = replace(config, model=replace(config.model, name="resnet32-bbn"))
     return replace(
-        _with_options(config, branches=2),
+        branched,
         head=Part(name="bilateral"),
         stages=(replace(first, bilateral=True),),
     )
+
+
+def _require_open(config: TrainConfig, method: str, reason: str) -> None:
+    if config.model.name not in OPEN_BACKBONES:
+        raise ValueError(
+            f"The method {method!r} {reason}, which {', '.join(OPEN_BACKBONES)} allow, "
+            f"but {config.model.name!r} does not."
+        )
 
 
 def _with_options(config: TrainConfig, **options: Option) -> TrainConfig:
@@ -140,10 +164,12 @@ def _causal_norm(config: TrainConfig) -> TrainConfig:
     return _made("causal-norm")(_head("causal-norm")(config))
 
 
-def _optimizer(stage: Stage) -> Optimizer:
-    if stage.optimizer is None:
+def _restarted(first: Stage, epochs: int) -> Optimizer:
+    """For another stage of so many epochs: no warm-up, and the milestones at the same shares of them."""
+    if first.optimizer is None:
         raise ValueError("Expected the first stage to have an `optimizer`, but got None.")
-    return stage.optimizer
+    milestones = tuple(milestone * epochs / first.epochs for milestone in first.optimizer.milestones)
+    return replace(first.optimizer, warmup_epochs=0.0, milestones=milestones)
 
 
 def _unchanged(config: TrainConfig) -> TrainConfig:

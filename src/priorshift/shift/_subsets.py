@@ -149,9 +149,13 @@ def fingerprint(hashes: Sequence[str], labels: IndexLike) -> str:
         >>> fingerprint(hashes[::-1], [1, 0]) == fingerprint(hashes, [0, 1])
         True
     """
-    pairs = sorted(zip(_read_labels_of(hashes, labels).tolist(), hashes, strict=True))
-    text = "".join(f"{label} {image}\n" for label, image in pairs)
-    return blake2b(text.encode(), digest_size=8).hexdigest()
+    classes = _read_labels_of(hashes, labels)
+    state = blake2b(digest_size=8)
+    by_class = torch.split(torch.argsort(classes, stable=True), torch.bincount(classes).tolist())
+    for label, rows in enumerate(by_class):
+        for image in sorted(hashes[row] for row in rows.tolist()):
+            state.update(f"{label} {image}\n".encode())
+    return state.hexdigest()
 
 
 def _draw(

@@ -2,9 +2,13 @@ from .build import carried_prior as carried_prior
 from .config import Augmentation as Augmentation
 from .config import Optimizer as Optimizer
 from .config import Part as Part
+from .config import Preparation as Preparation
 from .config import Stage as Stage
 from .config import TrainConfig as TrainConfig
+from .features import extract_features as extract_features
+from .loop import Checkpointing as Checkpointing
 from .loop import NonFiniteLossError as NonFiniteLossError
 from .loop import train as train
 from .run import Run as Run
 from .run import predict as predict
+from .world import LostProcessError as LostProcessError

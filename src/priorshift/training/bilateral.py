@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ def bilateral_loss(
     labels: Sequence[Tensor],
     *,
     progress: float,
+    **over: Any,
 ) -> Tensor:
     r"""The loss of a pair of batches on their mixed logits.
 
@@ -61,6 +63,7 @@ def bilateral_loss(
         images: Batches of both streams, conventional first, of the same size.
         labels: Their labels $y_c$ and $y_r$.
         progress: Share of the epochs that are over, which sets $\alpha$.
+        over: Further arguments of the loss: the `process_group` that shares the batches.
 
     References:
         Zhou et al., CVPR 2020, Eq. 1–4.
@@ -72,5 +75,6 @@ def bilateral_loss(
         for branch, part in zip(model.backbone.branches, shared.split(len(images[0])), strict=True)
     ]
     logits = model.head(torch.cat(features, dim=1), alpha=alpha)
-    loss: Tensor = alpha * loss_function(logits, labels[0]) + (1 - alpha) * loss_function(logits, labels[1])
+    conventional, rebalancing = (loss_function(logits, each, **over) for each in labels)
+    loss: Tensor = alpha * conventional + (1 - alpha) * rebalancing
     return loss

@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, Literal
 
@@ -11,13 +12,14 @@ import torch
 from torch import nn
 
 from priorshift import losses
-from priorshift.data import ImageSet, Splits, sampled_prior, sources
+from priorshift.data import DataSet, Splits, sampled_prior, sources
 from priorshift.models import Classifier, backbones, heads
 from priorshift.priors import Prior
 from priorshift.training.config import Part, Stage, TrainConfig
 from priorshift.training.seeds import derived_seed
 
 CPU = torch.device("cpu")
+_FIRST_WEIGHTS = ("pretrained", "weights")
 
 
 def loss_names() -> dict[str, str]:
@@ -51,20 +53,27 @@ def build_loss(stage: Stage, source: Prior) -> nn.Module:
     return loss
 
 
-def build_model(config: TrainConfig, data: ImageSet, stage: int = -1) -> Classifier:
+def build_model(
+    config: TrainConfig, data: DataSet, stage: int = -1, *, pretrained: bool = True
+) -> Classifier:
     """The classifier of a stage, with the initial weights that the seed of the config gives.
 
     Args:
         config: The run.
-        data: Images of the size and the classes that it is for.
+        data: Images of the channels and the classes that it is for.
         stage: Index of the stage; -1 is before the first one.
+        pretrained: Whether the backbone begins with the weights that its options name. No, where the weights
+            of a run are loaded over it: what a run began with need not be at hand any more.
 
     Raises:
         ValueError: If there is no such backbone or head, or it does not take one of the options.
     """
     with seeded(derived_seed(config.seed, "weights")):
-        channels = data.images.shape[1]
-        backbone: nn.Module = _build(backbones, model_names(), "model", config.model, channels)
+        part = config.model
+        if not pretrained:
+            kept = {name: value for name, value in part.options.items() if name not in _FIRST_WEIGHTS}
+            part = replace(part, options=kept)
+        backbone: nn.Module = _build(backbones, model_names(), "model", part, data.channels)
     return Classifier(backbone, build_head(config, backbone, data.num_classes, stage))
 
 
@@ -128,28 +137,39 @@ def carried_prior(
 @contextmanager
 def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
     """Seed torch's generators of the CPU and a device for the block, and leave them as they were."""
-    if device.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            yield
-    else:
-        with torch.random.fork_rng(devices=[device.index or 0], device_type=device.type):
-            torch.manual_seed(seed)
-            yield
+    devices = [] if device.type == "cpu" else [device.index or 0]
+    kind = "cuda" if device.type == "cpu" else device.type
+    with torch.random.fork_rng(devices=devices, device_type=kind):
+        manual_seed(seed, device)
+        yield
+
+
+def manual_seed(seed: int, device: torch.device) -> None:
+    """Seed torch's generators of the CPU and a device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _build(room: ModuleType, names: dict[str, str], kind: str, part: Part, *arguments: object) -> Any:
     if part.name not in names:
         raise ValueError(f"There is no {kind} {part.name!r}; there are {', '.join(sorted(names))}.")
     constructor: Callable[..., Any] = getattr(room, names[part.name])
-    options = [
-        name
+    options = {
+        name: parameter.annotation
         for name, parameter in inspect.signature(constructor).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
-    for name in part.options:
+    }
+    for name, value in part.options.items():
         if name not in options:
             raise ValueError(f"The {kind} {part.name!r} has no option {name!r}; it has {', '.join(options)}.")
+        wanted = options[name]
+        fits = type(value) is wanted or (wanted is float and type(value) is int)
+        if wanted in (bool, int, float, str) and not fits:
+            raise ValueError(
+                f"Expected the option `{name}` of the {kind} {part.name!r} to be of type {wanted.__name__}, "
+                f"but got {value!r}."
+            )
     try:
         return constructor(*arguments, **part.options)
     except TypeError as error:

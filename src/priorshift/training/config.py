@@ -13,6 +13,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from priorshift._files import written_whole
+from priorshift.data import Augmentation as Augmentation
+from priorshift.data import Preparation as Preparation
 
 SCHEMA_VERSION = 1
 Option = bool | int | float | str
@@ -29,44 +31,45 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Random changes to the training images, made a batch at a time on the device."""
-
-    shift: int = 0
-    """Shift by up to this many pixels in both directions."""
-    flip: bool = False
-    """Mirror half of the images left to right."""
-
-    def __post_init__(self) -> None:
-        _require(self.shift >= 0, "shift", "non-negative", self.shift)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """Stochastic gradient descent with momentum, and the schedule of its learning rate."""
 
     lr: float = 0.1
     """Base learning rate, reached at the end of the warm-up."""
+    backbone_lr: float | None = None
+    """That of the backbone where it differs from the head's; the schedule scales both."""
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
     warmup_epochs: float = 0.0
-    """Epochs over which the learning rate rises linearly from near 0."""
+    """Epochs over which the learning rate rises linearly."""
+    warmup_from: float = 0.0
+    """Share of the base learning rate that it rises from."""
     schedule: Literal["constant", "cosine", "multistep"] = "cosine"
     """After the warm-up: hold, fall to 0 along a cosine, or multiply by `decay` at each milestone."""
     milestones: tuple[float, ...] = ()
     """Epochs at which `multistep` decays."""
     decay: float = 0.1
+    per_epoch: bool = False
+    """Whether the learning rate moves between epochs only, and not with each step."""
+    lead: int = 0
+    """Epochs by which a schedule that moves per epoch runs ahead: 1 where it is stepped before each epoch."""
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, "lr", "positive", self.lr)
+        _require(
+            self.backbone_lr is None or self.backbone_lr > 0, "backbone_lr", "positive", self.backbone_lr
+        )
         _require(0 <= self.momentum < 1, "momentum", "in [0, 1)", self.momentum)
         _require(self.weight_decay >= 0, "weight_decay", "non-negative", self.weight_decay)
         _require(self.warmup_epochs >= 0, "warmup_epochs", "non-negative", self.warmup_epochs)
+        _require(0 <= self.warmup_from <= 1, "warmup_from", "in [0, 1]", self.warmup_from)
+        _require(self.per_epoch or not self.lead, "lead", "0 where the schedule moves per step", self.lead)
+        _require(self.lead >= 0, "lead", "non-negative", self.lead)
         _require(self.decay > 0, "decay", "positive", self.decay)
         _require(self.momentum > 0 or not self.nesterov, "momentum", "positive with nesterov", self.momentum)
-        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "decay"):
-            _require(math.isfinite(getattr(self, name)), name, "finite", getattr(self, name))
+        for name in ("lr", "backbone_lr", "momentum", "weight_decay", "warmup_epochs", "decay"):
+            _require(math.isfinite(getattr(self, name) or 0.0), name, "finite", getattr(self, name))
         _require(all(map(math.isfinite, self.milestones)), "milestones", "finite", self.milestones)
         _require_choice(self, "schedule")
 
@@ -116,7 +119,22 @@ class TrainConfig:
     head: Part = field(default_factory=lambda: Part(name="linear"))
     """The head that the first stage trains, from `priorshift.models.heads`."""
     batch_size: int = 128
+    drop_last: bool = False
+    """Whether an epoch leaves out the images that do not fill a batch."""
+    preparation: Preparation = field(default_factory=Preparation)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    workers: int = 4
+    """Processes that read and augment stored images, one a core at most; 0 does it in this one."""
+    skip_unreadable: bool = False
+    """Whether to read every stored image before the training, and leave out those that cannot be read."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the forward and backward pass in training; losses are computed in float32 at least."""
+    channels_last: bool = False
+    """Whether images lie in memory with their channels last, which convolutions can be faster on."""
+    compile: Literal["no", "default", "reduce-overhead", "max-autotune"] = "no"
+    """Mode of `torch.compile`; on CUDA, `reduce-overhead` records the step as CUDA graphs."""
+    sync_batch_norm: bool = False
+    """Whether batch normalisation takes the whole batch of several processes; GPUs only."""
     seed: int = 0
     """Seed of the initial weights, the batch order and the augmentation."""
     device: str = "auto"
@@ -124,6 +142,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(self.batch_size > 0, "batch_size", "positive", self.batch_size)
+        _require(self.workers >= 0, "workers", "non-negative", self.workers)
+        _require_choice(self, "precision")
+        _require_choice(self, "compile")
         _require(self.seed >= 0, "seed", "non-negative", self.seed)
         _require(len(self.stages) > 0, "stages", "not empty", self.stages)
         if self.stages[0].optimizer is None:

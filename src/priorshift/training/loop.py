@@ -1,34 +1,42 @@
 """The training loop, on one page."""
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from priorshift.adjustment import adjust
-from priorshift.data import ImageSet, Splits, augmented, sampled_order
+from priorshift.data import Batch, Splits, feed
 from priorshift.metrics import balanced_error
-from priorshift.models import Classifier
-from priorshift.models.heads import Features, Start
+from priorshift.models.heads import Features
 from priorshift.priors import Prior
-from priorshift.training.bilateral import bilateral_loss, require_branches
 from priorshift.training.build import (
-    build_head,
     build_loss,
     build_model,
     carried_prior,
     load_data,
+    manual_seed,
     seeded,
 )
-from priorshift.training.config import Optimizer, TrainConfig
+from priorshift.training.checkpoint import START, Checkpoint, Checkpoints
+from priorshift.training.config import TrainConfig
+from priorshift.training.interrupts import stop_requests
+from priorshift.training.objective import Objective
+from priorshift.training.plan import Epoch, batches, plan
 from priorshift.training.run import Run, collect, resolve_device
 from priorshift.training.schedule import learning_rate
 from priorshift.training.seeds import derived_seed
+from priorshift.training.stages import begin_stage, freeze, rehearse, sgd
+from priorshift.training.world import World, joined
+
+IGNORED = -100
+"""The label of an image that a process without a share of a batch sees for form's sake."""
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -36,238 +44,296 @@ class NonFiniteLossError(ArithmeticError):
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """One pass over the training images, and where it lies in the run."""
+class Checkpointing:
+    """When a run writes checkpoints. It changes nothing else about the run.
 
-    number: int
-    """Counted from 0 over all stages."""
-    stage: int
-    settings: Optimizer
-    fresh: bool
-    """Whether a new optimizer, and with it a new schedule, begins here."""
-    scheduled: range
-    """The schedule's steps that this epoch takes."""
-    total_steps: int
-    """The number of steps that the schedule spans."""
-    progress: float
-    """Share of the epochs of its stage that are over, 0 in the first and 1 in the last, or the only one."""
+    Args:
+        minutes: Minutes between two checkpoints.
+        epochs: Write one after so many epochs as well; 0 does not.
+        resume: Whether to go on from the newest one in the folder, if it is of the same config.
+    """
 
+    minutes: float = 10.0
+    epochs: int = 0
+    resume: bool = True
 
-def plan(config: TrainConfig, steps_per_epoch: int) -> Iterator[Epoch]:
-    """Every epoch of the run; the schedule of an optimizer spans all stages that it goes on through."""
-    number = 0
-    for index, stage in enumerate(config.stages):
-        if stage.optimizer is not None:
-            settings, begin = stage.optimizer, number
-            spanned = stage.epochs
-            for later in config.stages[index + 1 :]:
-                if later.optimizer is not None:
-                    break
-                spanned += later.epochs
-        for passed in range(stage.epochs):
-            first = (number - begin) * steps_per_epoch
-            yield Epoch(
-                number=number,
-                stage=index,
-                settings=settings,
-                fresh=number == begin,
-                scheduled=range(first, first + steps_per_epoch),
-                total_steps=spanned * steps_per_epoch,
-                progress=passed / (stage.epochs - 1) if stage.epochs > 1 else 1.0,
-            )
-            number += 1
+    def __post_init__(self) -> None:
+        for name in ("minutes", "epochs"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"Expected `{name}` to be non-negative, but got {getattr(self, name)}.")
 
 
 def train(
-    config: TrainConfig, folder: Path, *, on_epoch: Callable[[dict[str, Any]], None] = lambda record: None
+    config: TrainConfig,
+    folder: Path,
+    *,
+    checkpointing: Checkpointing = Checkpointing(),
+    on_start: Callable[[Splits], None] = lambda splits: None,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
+    on_step: Callable[[int, int], None] = lambda taken, total: None,
 ) -> Run:
-    """Train a model from scratch into a run folder.
+    """Train a model into a run folder, or go on with a training that was interrupted there.
 
-    The folder gets `config.json`, `metrics.jsonl` (one line per epoch) and `model.safetensors`. When it is
-    interrupted (Ctrl-C, a full disk, memory that runs out), the weights as they are then are written, marked
-    as not completed, so that the folder can be predicted with; then the interrupt goes on its way.
+    The folder gets `config.json`, `metrics.jsonl` (one line per epoch) and `model.safetensors`. A run that is
+    killed goes on from its newest checkpoint as if it had never stopped, to the same bits on as many threads
+    and processes. Ctrl-C and SIGTERM write a checkpoint before they stop it. Whatever else stops it (memory
+    that runs out, a disk that is full), the weights as they are are written if they can be, marked as not
+    completed, so that the folder can be predicted with.
+
+    Started by `torchrun`, each process takes its share of every batch, and the first one writes the files.
 
     Args:
         config: The run. Everything in it is checked before the first step.
-        folder: Where the run goes; an earlier run there is replaced.
+        folder: Where the run goes; a run of another config there is replaced.
+        checkpointing: When checkpoints are written, and whether to go on from one.
+        on_start: Called with the images once all is checked, before the first step.
         on_epoch: Called with the record of each epoch, which is also its line in `metrics.jsonl`.
+        on_step: Called after each step with the number of steps taken and of all.
 
     Raises:
-        ValueError: If the config names something that does not exist or does not fit.
+        ValueError: If the config names something that does not exist or does not fit, or an image cannot be
+            read.
         NonFiniteLossError: At the end of an epoch in which a loss was not finite.
+        LostProcessError: If another process of the run has died.
     """
-    splits = load_data(config.data)
-    device = resolve_device(config.device)
-    source = Prior.from_counts(splits.train.counts)
-    losses = [build_loss(stage, source).to(device) for stage in config.stages]
-    _rehearse(config, splits, source)
-    model = build_model(config, splits.train).to(device)
-    images = splits.train.pixels(device)
-    epochs = list(plan(config, steps_per_epoch=-(-len(splits.train) // config.batch_size)))
-
-    run = Run(folder)
-    run.begin(config)
-    stage, done = 0, 0
-    try:
-        for number, settings in enumerate(config.stages):
-            _begin(model, config, number, splits, source, device)
-            stage = number if settings.head is not None else stage
-            carried, _ = carried_prior(config, number, source)
-            for epoch in (each for each in epochs if each.stage == number):
-                started = time.perf_counter()
-                if epoch.fresh:
-                    optimizer = _sgd(model, epoch.settings)
-                step_losses = _train_epoch(model, optimizer, losses[number], images, splits, config, epoch)
-                _check_finite(step_losses, epoch)
-                stage, done = number, epoch.number + 1
-                record = {
-                    "epoch": done,
-                    "epochs": len(epochs),
-                    "stage": number,
-                    "loss": step_losses.mean().item(),
-                    "lr": optimizer.param_groups[0]["lr"],
-                    "train_seconds": round(time.perf_counter() - started, 4),
-                    "validation_balanced_accuracy": _balanced_accuracy(
-                        model, splits.validation, carried, device
-                    ),
-                }
-                run.append_metrics(record)
-                on_epoch(record)
-        run.save_weights(model, device, stage=stage, epochs=done, completed=True)
-    except (KeyboardInterrupt, OSError, RuntimeError, ValueError):
-        run.save_weights(model, device, stage=stage, epochs=done, completed=False)
-        raise
+    with joined(config.device) as world:
+        device = resolve_device(config.device, world.local_rank if world.size > 1 else None)
+        splits = load_data(config.data)
+        if config.skip_unreadable:
+            splits = splits.readable()
+        rehearse(config, splits)
+        run = Run(folder)
+        with seeded(config.seed, device), stop_requests() as stop_requested:
+            training = _Training(config, run, splits, world, device, checkpointing, stop_requested)
+            if world.leads:
+                on_start(splits)
+                training.run_all(on_epoch, on_step)
+            else:
+                training.run_all(_nobody, _nobody)
     return run
 
 
-def _rehearse(config: TrainConfig, splits: Splits, source: Prior) -> None:
-    """Begin every stage on one image of each class: none may be refused after hours of training."""
-    few = Splits(*(_one_of_each_class(part) for part in (splits.train, splits.validation, splits.test)))
-    model = build_model(config, splits.train)
-    for number, stage in enumerate(config.stages):
-        _begin(model, config, number, few, source, torch.device("cpu"))
-        if stage.bilateral:
-            require_branches(model)
-        if not stage.epochs and not hasattr(model.head, "conventional_prior"):
-            raise ValueError(
-                f"Expected `epochs` to be positive in stage {number}: its head is to be trained, not made."
-            )
-        if stage.epochs and not any(each.requires_grad for each in model.parameters()):
-            raise ValueError(
-                f"Expected stage {number} to have something to train, but its head has no weights."
-            )
-        if stage.epochs and stage.optimizer is not None:
-            _sgd(model, stage.optimizer)
+def _nobody(*news: Any) -> None:
+    """Tell nobody."""
 
 
-def _one_of_each_class(data: ImageSet) -> ImageSet:
-    first = {label: row for row, label in reversed(list(enumerate(data.labels.tolist())))}
-    return data.subset(torch.tensor(sorted(first.values()), dtype=torch.int64))
+class _Training:
+    """A training under way: its parts, and how far it is."""
 
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        splits: Splits,
+        world: World,
+        device: torch.device,
+        checkpointing: Checkpointing,
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        self.config, self.run, self.splits, self.world, self.device = config, run, splits, world, device
+        self.checkpointing, self.stop_requested = checkpointing, stop_requested
+        self.source = Prior.from_counts(splits.train.counts)
+        self.losses = [build_loss(stage, self.source).to(device) for stage in config.stages]
+        self.epochs = plan(config, len(splits.train))
+        settings: dict[str, Any] = {"preparation": config.preparation, "workers": config.workers}
+        self.feeds = {
+            "train": feed(splits.train, device, augmentation=config.augmentation, **settings),
+            "validation": feed(splits.validation, device, **settings),
+        }
+        self.labels = splits.train.labels.to(device)
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.checkpoints = Checkpoints(run.folder)
+        self.saved = self.checkpoints.newest() if checkpointing.resume and run.is_of(config) else None
+        self.position = self.saved.position if self.saved else START
+        self.model = build_model(config, splits.train, self.position.stage, pretrained=self.saved is None)
+        if self.saved:
+            self.model.load_state_dict(self.saved.model)
+        memory_format = torch.channels_last if config.channels_last else torch.preserve_format
+        self.model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+        world.wait()  # nobody may write before all have read
+        if world.leads and self.saved:
+            run.keep_metrics(self.position.epoch)
+        elif world.leads:
+            self.checkpoints.clear()
+            run.begin(config)
+        self.last_checkpoint = time.monotonic()
 
-def _begin(
-    model: Classifier, config: TrainConfig, number: int, splits: Splits, source: Prior, device: torch.device
-) -> None:
-    """Put a new head on where the stage asks for one, and freeze the backbone or free it."""
-    stage = config.stages[number]
-    if stage.head is not None:
-        head: Any = build_head(config, model.backbone, splits.train.num_classes, number)
-        if hasattr(head, "begin"):
-            carried, _ = carried_prior(config, max(0, number - 1), source)
-            head.begin(
-                Start(
-                    previous=model.head,
-                    train=Features(collect(model.backbone, splits.train, device), splits.train.labels),
-                    validation=Features(
-                        collect(model.backbone, splits.validation, device), splits.validation.labels
-                    ),
-                    source=source,
-                    carried=carried,
-                )
-            )
-        model.head = head.to(device)
-    model.backbone.requires_grad_(stage.trains == "all")
+    def run_all(
+        self, on_epoch: Callable[[dict[str, Any]], None], on_step: Callable[[int, int], None]
+    ) -> None:
+        """All that is still to do, stage by stage."""
+        try:
+            for number in range(max(0, self.position.stage), len(self.config.stages)):
+                objective = self._enter(number)
+                for epoch in self.epochs[self.position.epoch :]:
+                    if epoch.stage != number:
+                        break
+                    record = self._train_epoch(epoch, objective, on_step)
+                    if self.world.leads:
+                        self.run.append_metrics(record)
+                        every = self.checkpointing.epochs
+                        if every and self.position.epoch % every == 0:
+                            self._checkpoint()
+                    on_epoch(record)
+            if self.world.leads:
+                self._save_weights(completed=True)
+                self.checkpoints.clear()
+        except (KeyboardInterrupt, OSError, RuntimeError, ValueError):
+            if self.world.leads:
+                with suppress(OSError):  # what stopped the run is what the user wants to know
+                    self._save_weights(completed=False)
+            raise
 
-
-def _train_epoch(
-    model: Classifier,
-    optimizer: torch.optim.Optimizer,
-    loss_function: nn.Module,
-    images: Float[Tensor, "samples channels height width"],
-    splits: Splits,
-    config: TrainConfig,
-    epoch: Epoch,
-) -> Float[Tensor, " steps"]:
-    stage = config.stages[epoch.stage]
-    model.train()
-    if stage.trains == "head":
-        model.backbone.eval()
-    labels = splits.train.labels
-    orders = [
-        sampled_order(
-            labels,
-            splits.train.num_classes,
-            sampler,
-            seed=derived_seed(config.seed, "order", epoch.number, sampler),
-            progress=epoch.progress,
+    def _enter(self, number: int) -> nn.Module:
+        """Begin a stage, unless the checkpoint was taken in it, and give what its steps minimise."""
+        stage = self.config.stages[number]
+        if self.position.stage != number:
+            chosen = begin_stage(self.model, self.config, number, self.source, self._features, self.device)
+            self.position = replace(self.position, stage=number, chosen=chosen)
+        freeze(self.model, stage)
+        objective: Any = Objective(
+            self.model, self.losses[number], bilateral=stage.bilateral, world=self.world
         )
-        for sampler in ((stage.sampler, "reversed") if stage.bilateral else (stage.sampler,))
-    ]
-    streams = [torch.split(order, config.batch_size) for order in orders]
-    step_losses = torch.zeros(len(streams[0]), device=images.device)
-    for index, (step, *batches) in enumerate(zip(epoch.scheduled, *streams, strict=True)):
-        loss: Any
-        with seeded(derived_seed(config.seed, "step", epoch.number, index), images.device):
-            inputs = [
-                augmented(
-                    images[batch],
-                    shift=config.augmentation.shift,
-                    flip=config.augmentation.flip,
-                    seed=derived_seed(config.seed, "augmentation", epoch.number, index, stream),
-                )
-                for stream, batch in enumerate(batches)
+        if self.config.sync_batch_norm and self.world.group:
+            convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+            objective = convert(objective, self.world.group)
+        if self.world.group and any(each.requires_grad for each in self.model.parameters()):
+            objective = DistributedDataParallel(objective, process_group=self.world.group)
+        if self.config.compile != "no":
+            objective = torch.compile(objective, mode=self.config.compile)
+        module: nn.Module = objective
+        return module
+
+    def _train_epoch(
+        self, epoch: Epoch, objective: nn.Module, on_step: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        """The rest of an epoch, and what there is to say of it."""
+        started, stage, first = time.perf_counter(), self.config.stages[epoch.stage], self.position.step
+        num_steps = len(epoch.scheduled)
+        if self.optimizer is None or (epoch.fresh and not first):
+            self.optimizer = sgd(self.model, epoch.settings)
+            if self.saved and not (epoch.fresh and not first):
+                self.saved.restore(self.optimizer)
+        losses = torch.zeros(num_steps, device=self.device)
+        if self.saved and first:
+            losses[:first] = self.saved.losses.to(self.device)
+        self.saved = None
+        objective.train()
+        if stage.trains == "head":
+            self.model.backbone.eval()
+        streams = [
+            stream[first:]
+            for stream in batches(self.config, epoch, self.splits.train, self.world.rank, self.world.size)
+        ]
+        inputs = [self.feeds["train"].training(stream) for stream in streams]
+        for step, drawn, images in zip(
+            range(first, num_steps), zip(*streams, strict=True), zip(*inputs, strict=True), strict=True
+        ):
+            manual_seed(derived_seed(self.config.seed, "step", epoch.number, step), self.device)
+            rate = _rate(epoch, step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
+            losses[step] = self.world.mean(self._step(objective, drawn, images, epoch.passed))
+            self.position = replace(
+                self.position, epoch=epoch.number, step=step + 1, steps=self.position.steps + 1
+            )
+            on_step(self.position.steps, num_steps * len(self.epochs))
+            self._checkpoint_if_due(losses[: step + 1])
+        _check_finite(losses, epoch)
+        self.position = replace(self.position, epoch=epoch.number + 1, step=0)
+        return {
+            "epoch": epoch.number + 1,
+            "epochs": len(self.epochs),
+            "stage": epoch.stage,
+            "loss": losses.mean().item(),
+            "lr": _rate(epoch, num_steps - 1),
+            "train_seconds": round(time.perf_counter() - started, 4),
+            "validation_balanced_accuracy": self._balanced_accuracy(epoch.stage),
+        }
+
+    def _step(
+        self, objective: nn.Module, drawn: Sequence[Batch], images: Sequence[Tensor], passed: float
+    ) -> Tensor:
+        assert self.optimizer is not None
+        if self.config.channels_last:
+            images = [
+                each.contiguous(memory_format=torch.channels_last) if each.ndim == 4 else each
+                for each in images
             ]
-            targets = [labels[batch].to(images.device) for batch in batches]
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(
-                    epoch.settings, step, steps_per_epoch=len(step_losses), total_steps=epoch.total_steps
-                )
-            if stage.bilateral:
-                passed = (epoch.progress * (stage.epochs - 1)) / stage.epochs
-                loss = bilateral_loss(model, loss_function, inputs, targets, progress=passed)
-            else:
-                features = model.backbone(inputs[0])
-                loss = loss_function(model.head(features), targets[0])
-                if hasattr(model.head, "regulariser"):
-                    loss = loss + model.head.regulariser(features, targets[0])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        step_losses[index] = loss.detach()
-    return step_losses
+        labels = [
+            self.labels[batch.rows.to(self.device)] if batch.counted else batch.rows.new_full((1,), IGNORED)
+            for batch in drawn
+        ]
+        half = self.config.precision == "bfloat16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+            loss: Any = objective(images, labels, passed)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        detached: Tensor = loss.detach()
+        return detached
+
+    def _features(self, split: str) -> Features:
+        """The features of a split under the backbone as it is, none of an empty one."""
+        labels = self.splits.named(split).labels
+        return Features(self._collected(self.model.backbone, split, self.model.backbone.num_features), labels)
+
+    def _balanced_accuracy(self, stage: int) -> float | None:
+        """Of the validation split, compensated to the uniform mix; None where it is empty."""
+        labels, uniform = self.splits.validation.labels, Prior.uniform(self.source.num_classes)
+        if not len(labels):
+            return None
+        logits = self._collected(self.model, "validation", uniform.num_classes)
+        carried, _ = carried_prior(self.config, stage, self.source)
+        adjusted = adjust(logits, carried=carried, target=uniform)
+        return 1 - balanced_error(adjusted.argmax(dim=1), labels, uniform.num_classes)
+
+    def _collected(self, model: nn.Module, split: str, width: int) -> Tensor:
+        """What a model says of a split, each process of its share."""
+        self.world.follow(self.model.buffers())  # batch statistics: evaluate those that are saved
+        share = collect(model, self.feeds[split], self.config.batch_size, width, self.world.share)
+        return self.world.gathered(share, len(self.splits.named(split)), self.device)
+
+    def _checkpoint_if_due(self, losses: Tensor) -> None:
+        stop = self.stop_requested()
+        due = time.monotonic() - self.last_checkpoint >= 60 * self.checkpointing.minutes
+        if self.world.leads and (due or stop):
+            self._checkpoint(losses)
+        if stop:
+            raise KeyboardInterrupt
+
+    def _checkpoint(self, losses: Tensor | None = None) -> None:
+        losses = torch.zeros(0) if losses is None else losses
+        self.checkpoints.save(Checkpoint.of(self.position, self.model, self.optimizer, losses))
+        self.last_checkpoint = time.monotonic()
+
+    def _save_weights(self, *, completed: bool) -> None:
+        self.run.save_weights(
+            self.model,
+            self.device,
+            stage=max(0, self.position.stage),
+            epochs=self.position.epoch,
+            completed=completed,
+            chosen=self.position.chosen,
+            data=self.splits.train.fingerprint,
+        )
 
 
-def _sgd(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=settings.lr,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
+def _rate(epoch: Epoch, step: int) -> float:
+    """The learning rate of a step of an epoch."""
+    return learning_rate(
+        epoch.settings,
+        epoch.scheduled[step],
+        steps_per_epoch=len(epoch.scheduled),
+        total_steps=epoch.total_steps,
     )
 
 
-def _check_finite(step_losses: Float[Tensor, " steps"], epoch: Epoch) -> None:
-    broken = torch.nonzero(~step_losses.isfinite()).flatten()
+def _check_finite(losses: Tensor, epoch: Epoch) -> None:
+    broken = torch.nonzero(~losses.isfinite()).flatten()
     if broken.numel():
-        step = epoch.number * len(step_losses) + int(broken[0])
+        step = epoch.number * len(losses) + int(broken[0])
         raise NonFiniteLossError(
-            f"The loss was {step_losses[broken[0]].item()} at step {step} (epoch {epoch.number + 1}); "
+            f"The loss was {losses[broken[0]].item()} at step {step} (epoch {epoch.number + 1}); "
             "a smaller learning rate or a longer warm-up usually helps."
         )
-
-
-def _balanced_accuracy(model: nn.Module, data: ImageSet, carried: Prior, device: torch.device) -> float:
-    logits = collect(model, data, device)
-    adjusted = adjust(logits, carried=carried, target=Prior.uniform(data.num_classes))
-    return 1 - balanced_error(adjusted.argmax(dim=1), data.labels, data.num_classes)

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import priorshift
 from priorshift._files import written_whole
-from priorshift.data import ImageSet
+from priorshift.data import Feed, feed
 from priorshift.models import Classifier
 from priorshift.predictions import Predictions
 from priorshift.priors import Prior
@@ -68,7 +68,7 @@ class Run:
     def finished(self, config: TrainConfig) -> bool:
         """Whether this folder holds a complete training of exactly this config."""
         try:
-            return self.config() == config and self.load_weights()[1]["completed"] is True
+            return self.is_of(config) and self.load_weights()[1]["completed"] is True
         except (FileNotFoundError, ValueError):
             return False
 
@@ -78,21 +78,44 @@ class Run:
             file.unlink(missing_ok=True)
         config.save(self.config_file)
 
+    def is_of(self, config: TrainConfig) -> bool:
+        """Whether this folder holds a run of this config, on whatever device, with any number of workers."""
+        try:
+            mine = self.config()
+        except (FileNotFoundError, ValueError):
+            return False
+        return replace(mine, device=config.device, workers=config.workers) == config
+
+    def keep_metrics(self, epochs: int) -> None:
+        """Drop the lines of the metrics after so many epochs, which a resumed run writes again."""
+        lines = self.metrics_file.read_bytes().splitlines() if self.metrics_file.is_file() else []
+        with written_whole(self.metrics_file) as temporary:
+            temporary.write_bytes(b"".join(line + b"\n" for line in lines[:epochs]))
+
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add a line to the metrics."""
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def save_weights(
-        self, model: Classifier, device: torch.device, *, stage: int, epochs: int, completed: bool
+        self,
+        model: Classifier,
+        device: torch.device,
+        *,
+        stage: int,
+        epochs: int,
+        completed: bool,
+        chosen: dict[str, Any],
+        data: str,
     ) -> None:
-        """Write the weights, their stage, the epochs that they finished, what the head chose, and where."""
+        """Write the weights, how far they were trained, what the head chose, on which data, and where."""
         facts = {
             "schema_version": SCHEMA_VERSION,
             "stage": stage,
             "epochs": epochs,
             "completed": completed,
-            "chosen": getattr(model.head, "chosen", {}),
+            "chosen": chosen,
+            "train_fingerprint": data,
             "environment": environment(device),
         }
         with written_whole(self.weights_file) as temporary:
@@ -131,14 +154,20 @@ class Run:
         return weights, facts
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, local_rank: int | None = None) -> torch.device:
     """The device of a config: `auto` takes CUDA, then MPS, then the CPU.
+
+    Args:
+        name: `auto` or a torch device.
+        local_rank: The number of this process on its machine, where several share its GPUs.
 
     Raises:
         ValueError: If there is no such device on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -150,11 +179,23 @@ def resolve_device(name: str) -> torch.device:
 
 
 @torch.no_grad()
-def collect(model: nn.Module, data: ImageSet, device: torch.device) -> Tensor:
-    """What a model says of every image in order, float32, on the CPU; it ends in evaluation mode."""
+def collect(
+    model: nn.Module, images: Feed, batch_size: int, width: int, share: slice = slice(None)
+) -> Tensor:
+    """What a model says of every image in order, float32, on the CPU; it ends in evaluation mode.
+
+    A batch is four times that of training, whose gradients take as much memory.
+
+    Args:
+        model: Images to rows of numbers.
+        images: The images.
+        batch_size: That of training.
+        width: How many numbers it says of an image.
+        share: Which of the images.
+    """
     model.eval()
-    batches = torch.split(data.pixels(device), 1024)
-    return torch.cat([model(batch).float() for batch in batches]).cpu()
+    said = [model(batch).float().cpu() for batch in images.plain(4 * batch_size, share) if len(batch)]
+    return torch.cat([torch.empty(0, width), *said])
 
 
 def predict(folder: Path, split: str = "test", *, device: str = "auto") -> Predictions:
@@ -175,17 +216,24 @@ def predict(folder: Path, split: str = "test", *, device: str = "auto") -> Predi
     weights, progress = run.load_weights()
     splits = load_data(config.data)
     data = splits.named(split)
+    if not len(data):
+        raise ValueError(f"The {split} split of this run is empty: give its data a `held_out` share.")
     here = resolve_device(device)
     if not 0 <= progress["stage"] < len(config.stages):
         raise ValueError(f"{run.weights_file} does not fit {run.config_file}: no stage {progress['stage']}.")
-    model = build_model(config, data, progress["stage"]).to(here)
+    model = build_model(config, data, progress["stage"], pretrained=False).to(here)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{run.weights_file} does not fit {run.config_file}: {error}") from error
     carried, carried_by = carried_prior(config, progress["stage"], Prior.from_counts(splits.train.counts))
     return Predictions(
-        logits=collect(model, data, here),
+        logits=collect(
+            model,
+            feed(data, here, preparation=config.preparation, workers=config.workers),
+            config.batch_size,
+            data.num_classes,
+        ),
         labels=data.labels,
         carried=carried,
         carried_by=carried_by,

@@ -4,7 +4,8 @@ from typing import Literal
 
 import torch
 
-from priorshift.data._images import ImageSet, Splits
+from priorshift.data._images import ImageSet
+from priorshift.data._splits import Splits
 from priorshift.shift import draw_subset, image_hashes, long_tail_counts, split_off
 
 TEST_PER_CLASS = 60

@@ -122,7 +122,11 @@ class MetaEmbeddingHead(nn.Module):
         return meta
 
     def regulariser(
-        self, features: Float[Tensor, "batch features"], labels: Int[Tensor, " batch"]
+        self,
+        features: Float[Tensor, "batch features"],
+        labels: Int[Tensor, " batch"],
+        *,
+        process_group: "torch.distributed.ProcessGroup | None" = None,
     ) -> Float[Tensor, ""]:
         r"""Discriminative centroids: features near the centroid of their class and far from the others.
 
@@ -132,13 +136,25 @@ class MetaEmbeddingHead(nn.Module):
         What the first sum moves in the memory is averaged within each class, as in centre loss: its gradient
         with respect to $M_c$ is $\sum_{i: y_i = c} (M_c - v_i) / (1 + n_c) / N$, with $n_c$ images of the
         class in the batch.
+
+        With a process group the batch is that of all its ranks: the mean over them of what they return, and
+        of its gradients, is that of one process.
         """
         own = self.memory[labels]
         member = F.one_hot(labels, len(self.memory))
-        share = 1 / (1 + member.sum(dim=0)[labels])
+        distances = torch.cdist(features, self.memory, compute_mode=_EXACT).square()
+        foreign = ((1 - member) * distances).sum()
+        per_class, all_foreign, ranks = member.sum(dim=0), foreign.detach(), 1
+        if process_group is not None:
+            sums = torch.cat([per_class, all_foreign[None]])
+            torch.distributed.all_reduce(sums, group=process_group)
+            per_class, all_foreign, ranks = sums[:-1].long(), sums[-1], process_group.size()
+        images = per_class.sum().clamp(min=1)
+        pairs = images * len(self.memory)
+        share = 1 / (1 + per_class[labels])
         pull = (features - own.detach()).square().sum(dim=1)
         update = share * (features.detach() - own).square().sum(dim=1)
-        attraction = (pull + update - update.detach()).mean() / 2
-        distances = torch.cdist(features, self.memory, compute_mode=_EXACT).square()
-        repulsion = (self.margin - ((1 - member) * distances).mean()).clamp(min=0)
+        attraction = (pull + update - update.detach()).sum() * ranks / images / 2
+        near = self.margin >= all_foreign / pairs
+        repulsion = torch.where(near, self.margin - foreign * ranks / pairs, 0)
         return self.strength * (attraction + 0.01 * repulsion)

@@ -1,0 +1,98 @@
+"""One file with what a frozen backbone made of the images of all three splits, ready to train heads on."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from priorshift._files import written_whole
+from priorshift.data._features import FeatureSet
+from priorshift.data._splits import Splits
+
+SCHEMA_VERSION = 1
+_METADATA_KEY = "priorshift-features"
+_SPLITS = ("train", "validation", "test")
+
+
+def save_features(splits: Splits, path: str | Path, facts: Mapping[str, Any]) -> None:
+    """Write one safetensors file, whole or not at all; everything but the arrays is JSON in its header.
+
+    Args:
+        splits: Features of the three splits; float32 in the file.
+        path: The file.
+        facts: What made them (data, backbone, preparation, versions, …): text, numbers, lists and objects of
+            them.
+
+    Raises:
+        TypeError: If a split is of images.
+        OSError: If the file cannot be written.
+    """
+    tensors, fingerprints = {}, {}
+    for split in _SPLITS:
+        data = splits.named(split)
+        if not isinstance(data, FeatureSet):
+            raise TypeError(f"Expected `splits` of features, but got {split}: {type(data).__name__}.")
+        # Copied, since safetensors refuses tensors that two splits share.
+        tensors[f"{split}.features"] = data.features.detach().to("cpu", torch.float32, copy=True).contiguous()
+        tensors[f"{split}.labels"] = data.labels.to("cpu", torch.int64, copy=True).contiguous()
+        fingerprints[split] = data.fingerprint
+    header = {
+        "schema_version": SCHEMA_VERSION,
+        "class_names": splits.train.class_names,
+        "fingerprints": fingerprints,
+        "facts": dict(facts),
+    }
+    with written_whole(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata={_METADATA_KEY: json.dumps(header, ensure_ascii=False)})
+
+
+def load_features(path: str | Path) -> Splits:
+    """Read a file that `save_features` wrote. Nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is truncated, is no features file, contradicts itself, or was written by a
+            newer version; the message names the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no features file {path}; `priorshift features RECIPE` writes one.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no features file ({error}).") from error
+    if _METADATA_KEY not in metadata:
+        raise ValueError(f"{path} is a safetensors file, but no features file of priorshift.")
+    try:
+        header = json.loads(metadata[_METADATA_KEY])
+        version = header["schema_version"]
+        newer = version > SCHEMA_VERSION
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has an unreadable header ({error}).") from error
+    if newer:
+        raise ValueError(
+            f"{path} was written by a newer priorshift (features schema {version}, "
+            f"this one reads up to {SCHEMA_VERSION}). Upgrade priorshift to read it."
+        )
+    try:
+        sets = {
+            split: FeatureSet(
+                features=tensors[f"{split}.features"],
+                labels=tensors[f"{split}.labels"],
+                class_names=tuple(header["class_names"]),
+                fingerprint=header["fingerprints"][split],
+            )
+            for split in _SPLITS
+        }
+        widths = [data.channels for data in sets.values()]
+        if len(set(widths)) > 1:
+            raise ValueError(f"expected as many features in each split, but got {widths}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} contradicts itself: {error}") from error
+    return Splits(**sets)
