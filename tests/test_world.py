@@ -320,3 +320,27 @@ def test_torchrun_trains_with_the_same_command(tmp_path):
     assert done.stdout.count("next: priorshift predict") == 1
     assert done.stderr.count("276 training images of 10 classes") == 1
     assert len(curve(Run(tmp_path / "run"))) == 3
+
+
+@pytest.mark.slow
+def test_the_slurm_file_starts_torchrun_on_its_node(tmp_path):
+    """With stand-ins for `srun` and `scontrol`, as the one node of a job of two processes."""
+    for name, line in {"srun": 'exec "$@"', "scontrol": "echo 127.0.0.1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    job = {
+        "SLURM_NNODES": "1",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "here",
+        "GPUS": "2",
+        "RECIPE": "digits-lade",
+    }
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    script = Path(__file__).parents[1] / "examples" / "train.slurm"
+    subprocess.run(
+        ["bash", str(script), "--device", "cpu", "--stages.0.epochs", "2"],
+        env=os.environ | job | {"OMP_NUM_THREADS": "1", "PATH": path},
+        cwd=tmp_path,
+        check=True,
+    )
+    assert len(curve(Run(tmp_path / "runs" / "digits-lade"))) == 2

@@ -215,6 +215,8 @@ def predict(folder: Path, split: str = "test", *, device: str = "auto") -> Predi
     config = run.config()
     weights, progress = run.load_weights()
     splits = load_data(config.data)
+    if config.skip_unreadable:
+        splits = splits.readable()
     data = splits.named(split)
     if not len(data):
         raise ValueError(f"The {split} split of this run is empty: give its data a `held_out` share.")

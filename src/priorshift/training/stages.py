@@ -80,7 +80,14 @@ def rehearse(config: TrainConfig, splits: Splits) -> None:
     model = build_model(config, splits.train, pretrained=False)
     _first_inputs(config, splits, model)
     for number, stage in enumerate(config.stages):
-        begin_stage(model, config, number, source, lambda split: _made_up(model, splits.named(split)))
+        try:
+            begin_stage(model, config, number, source, lambda split: _made_up(model, splits.named(split)))
+        except ValueError as error:
+            if len(splits.validation):
+                raise
+            raise ValueError(
+                f"{error} The validation split is empty; `--data.options held_out 0.1` holds a tenth out."
+            ) from error
         freeze(model, stage)
         if stage.bilateral:
             require_branches(model)
