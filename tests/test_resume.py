@@ -16,7 +16,17 @@ from safetensors.torch import load_file
 from priorshift import recipes
 from priorshift.data import ImageSet
 from priorshift.recipes.methods import METHODS, with_method
-from priorshift.training import Augmentation, Checkpointing, Optimizer, Part, Run, Stage, TrainConfig, train
+from priorshift.training import (
+    Augmentation,
+    Checkpointing,
+    Optimizer,
+    Part,
+    Run,
+    Stage,
+    TrainConfig,
+    predict,
+    train,
+)
 from priorshift.training import loop as loop_module
 from priorshift.training.checkpoint import Checkpoint, Checkpoints, Position
 from priorshift.training.interrupts import stop_requests
@@ -303,6 +313,29 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(tmp_path, whole, monk
         "model.safetensors",
     ]
     assert_equal_runs(train(tiny_config(), tmp_path / "run"), whole)
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path, whole):
+    stopped_run(tmp_path / "run")
+    (tmp_path / "run" / ".checkpoint-000000008.safetensors.123.tmp").write_bytes(b"half")
+    assert_equal_runs(train(tiny_config(), tmp_path / "run"), whole)
+    assert not list((tmp_path / "run").glob(".*"))
+
+
+def test_predictions_of_unfinished_weights_do_not_outlive_them(tmp_path):
+    stopped_run(tmp_path / "run")
+    run = Run(tmp_path / "run")
+    predict(run.folder).save(run.predictions_file("test"))
+    train(tiny_config(), run.folder)
+    assert not run.predictions_file("test").exists()
+
+
+def test_other_images_than_those_of_the_checkpoint_are_refused(tmp_path, monkeypatch):
+    stopped_run(tmp_path / "run")
+    other = loop_module.load_data(Part(name="digits-lt", options={"split_seed": 1}))
+    monkeypatch.setattr(loop_module, "load_data", lambda part: other)
+    with pytest.raises(ValueError, match=r"not those of the checkpoint .*--no-resume"):
+        train(tiny_config(), tmp_path / "run")
 
 
 # Signals

@@ -131,8 +131,15 @@ def train_and_resume(rank, size, ports, folder):
     train_linear(rank, size, ports, folder)
     next_port(ports)
     train(network_config("lade"), folder / "whole")
+    train_with_a_single_last_image(rank, size, ports, folder)
     gather_and_follow(rank, size, ports, folder)
     stop_and_resume(rank, size, ports, folder)
+
+
+def train_with_a_single_last_image(rank, size, ports, folder):
+    """OLTR on 276 images in batches of 55: its regulariser sees an image that does not count."""
+    next_port(ports)
+    train(replace(network_config("oltr"), batch_size=55), folder / "oltr")
 
 
 def gather_and_follow(rank, size, ports, folder):
@@ -146,6 +153,10 @@ def gather_and_follow(rank, size, ports, folder):
         assert world.mean(value).item() == (size - 1) / 2
         world.follow([value])
         assert value.item() == 0
+        assert world.any(rank == 1) and not world.any(False)
+        world.require_agreement("word", "the same")
+        with pytest.raises(ValueError, match=r"the same rank, but got \[0, 1"):
+            world.require_agreement("rank", rank)
 
 
 def stop_and_resume(rank, size, ports, folder):
@@ -156,7 +167,7 @@ def stop_and_resume(rank, size, ports, folder):
         taken = itertools.count(1)
 
         def stopping(self, *arguments, taken=taken, more_steps=more_steps):
-            if next(taken) == more_steps:
+            if next(taken) == more_steps and rank == 1:  # one process hears of it, and all stop
                 os.kill(os.getpid(), signal.SIGTERM)
             return forward(self, *arguments)
 
@@ -202,7 +213,7 @@ def run_world(size, job, folder, num_ports):
 def two(tmp_path_factory):
     """What two processes wrote."""
     folder = tmp_path_factory.mktemp("two")
-    return run_world(2, train_and_resume, folder, len(LINEAR) + 5)
+    return run_world(2, train_and_resume, folder, len(LINEAR) + 6)
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +266,10 @@ def test_two_processes_that_are_stopped_twice_end_in_the_same_bits(two):
     assert curve(Run(two / "resumed")) == curve(Run(two / "whole"))
 
 
+def test_a_process_without_a_share_of_a_batch_trains_on_nothing(two):
+    assert Run(two / "oltr").finished(replace(network_config("oltr"), batch_size=55))
+
+
 # A process that dies
 
 
@@ -280,7 +295,8 @@ def test_one_process_alone_waits_for_nobody(monkeypatch):
         value = torch.tensor([1.5])
         assert world.mean(value) is value and world.gathered(value, 1, torch.device("cpu")) is value
         world.follow([value])
-        world.wait()
+        assert world.any(True) and not world.any(False)
+        world.require_agreement("anything", value)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     with joined("cpu") as world:

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,7 +53,7 @@ def defaults(argv: list[str]) -> tuple[Arguments, list[str]]:
 
 def run(arguments: Arguments) -> None:
     """Train, unless the folder already holds exactly this run."""
-    config, console = arguments.config, Console(stderr=True)
+    config, console = arguments.config, Console(stderr=True, quiet=not leads())
     folder = arguments.output or Path("runs") / f"{arguments.recipe}-seed{config.seed}"
     if Run(folder).finished(config):
         print(f"{folder} already holds this run, complete.")
@@ -91,11 +91,15 @@ def event_files(folder: Path, wanted: bool) -> Iterator[Callable[[dict[str, Any]
         return
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    with SummaryWriter(folder) as writer:
+    with ExitStack() as open_files:
+        writers: list[Any] = []
 
         def note(record: dict[str, Any]) -> None:
+            if not writers:  # what a killed run wrote of this epoch and later ones is void
+                writer = SummaryWriter(folder, purge_step=record["epoch"])
+                writers.append(open_files.enter_context(writer))
             for name in ("loss", "lr", "train_seconds", "validation_balanced_accuracy"):
                 if record[name] is not None:
-                    writer.add_scalar(name, record[name], record["epoch"])
+                    writers[0].add_scalar(name, record[name], record["epoch"])
 
         yield note

@@ -31,6 +31,7 @@ class Position:
         step: The step of that epoch that comes next.
         steps: The number of steps taken in the run.
         chosen: What the head of the stage chose when it began.
+        data: Fingerprint of the training images.
     """
 
     stage: int
@@ -38,6 +39,7 @@ class Position:
     step: int
     steps: int
     chosen: dict[str, Any]
+    data: str = ""
 
 
 START = Position(stage=-1, epoch=0, step=0, steps=0, chosen={})
@@ -125,6 +127,11 @@ class Checkpoints:
     def clear(self) -> None:
         """Drop all checkpoints."""
         for file in self._files():
+            file.unlink(missing_ok=True)
+
+    def clear_unfinished(self) -> None:
+        """Drop what a process that was killed while it wrote has left."""
+        for file in self._folder.glob(".*.safetensors.*.tmp"):
             file.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:

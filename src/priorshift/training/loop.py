@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from priorshift.training.plan import Epoch, batches, plan
 from priorshift.training.run import Run, collect, resolve_device
 from priorshift.training.schedule import learning_rate
 from priorshift.training.seeds import derived_seed
-from priorshift.training.stages import begin_stage, freeze, rehearse, sgd
+from priorshift.training.stages import begin_stage, freeze, rehearse, require_plain_batch_norm, sgd
 from priorshift.training.world import World, joined
 
 IGNORED = -100
@@ -98,6 +98,8 @@ def train(
     """
     with joined(config.device) as world:
         device = resolve_device(config.device, world.local_rank if world.size > 1 else None)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         splits = load_data(config.data)
         if config.skip_unreadable:
             splits = splits.readable()
@@ -150,7 +152,17 @@ class _Training:
             self.model.load_state_dict(self.saved.model)
         memory_format = torch.channels_last if config.channels_last else torch.preserve_format
         self.model.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-        world.wait()  # nobody may write before all have read
+        fingerprint = splits.train.fingerprint
+        if self.saved and self.saved.position.data != fingerprint:
+            raise ValueError(
+                f"The training images are not those of the checkpoint in {run.folder}: their fingerprint is "
+                f"{fingerprint}, not {self.saved.position.data}. `--no-resume` begins anew."
+            )
+        self.position = replace(self.position, data=fingerprint)
+        # Nobody may write before all have read.
+        world.require_agreement("checkpoint and training images", asdict(self.position))
+        if world.leads:
+            self.checkpoints.clear_unfinished()
         if world.leads and self.saved:
             run.keep_metrics(self.position.epoch)
         elif world.leads:
@@ -195,6 +207,7 @@ class _Training:
             self.model, self.losses[number], bilateral=stage.bilateral, world=self.world
         )
         if self.config.sync_batch_norm and self.world.group:
+            require_plain_batch_norm(self.model, self.device)
             convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
             objective = convert(objective, self.world.group)
         if self.world.group and any(each.requires_grad for each in self.model.parameters()):
@@ -229,7 +242,8 @@ class _Training:
         for step, drawn, images in zip(
             range(first, num_steps), zip(*streams, strict=True), zip(*inputs, strict=True), strict=True
         ):
-            manual_seed(derived_seed(self.config.seed, "step", epoch.number, step), self.device)
+            where = (epoch.number, step, *([self.world.rank] if self.world.rank else []))
+            manual_seed(derived_seed(self.config.seed, "step", *where), self.device)
             rate = _rate(epoch, step)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
@@ -261,7 +275,7 @@ class _Training:
                 for each in images
             ]
         labels = [
-            self.labels[batch.rows.to(self.device)] if batch.counted else batch.rows.new_full((1,), IGNORED)
+            self.labels[batch.rows.to(self.device)] if batch.counted else self.labels.new_full((1,), IGNORED)
             for batch in drawn
         ]
         half = self.config.precision == "bfloat16"
@@ -295,7 +309,7 @@ class _Training:
         return self.world.gathered(share, len(self.splits.named(split)), self.device)
 
     def _checkpoint_if_due(self, losses: Tensor) -> None:
-        stop = self.stop_requested()
+        stop = self.world.any(self.stop_requested())
         due = time.monotonic() - self.last_checkpoint >= 60 * self.checkpointing.minutes
         if self.world.leads and (due or stop):
             self._checkpoint(losses)

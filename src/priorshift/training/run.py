@@ -73,10 +73,15 @@ class Run:
             return False
 
     def begin(self, config: TrainConfig) -> None:
-        """Write the config and drop what an earlier run left: its weights, metrics and predictions."""
-        for file in (self.weights_file, self.metrics_file, *self.folder.glob("predictions-*.safetensors")):
+        """Write the config and drop what an earlier run left: weights, metrics, events and predictions."""
+        self._drop_predictions()
+        for file in (self.weights_file, self.metrics_file, *self.folder.glob("events.out.tfevents.*")):
             file.unlink(missing_ok=True)
         config.save(self.config_file)
+
+    def _drop_predictions(self) -> None:
+        for file in self.folder.glob("predictions-*.safetensors"):
+            file.unlink(missing_ok=True)
 
     def is_of(self, config: TrainConfig) -> bool:
         """Whether this folder holds a run of this config, on whatever device, with any number of workers."""
@@ -118,6 +123,7 @@ class Run:
             "train_fingerprint": data,
             "environment": environment(device),
         }
+        self._drop_predictions()  # they are of other weights
         with written_whole(self.weights_file) as temporary:
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()},

@@ -103,6 +103,23 @@ def rehearse(config: TrainConfig, splits: Splits) -> None:
             sgd(model, stage.optimizer)
 
 
+def require_plain_batch_norm(model: Classifier, device: torch.device) -> None:
+    """Refuse what synchronised batch normalisation cannot serve.
+
+    Raises:
+        ValueError: Off CUDA, or if a layer does more than torch's batch normalisation, which would be lost.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"Expected no `sync_batch_norm` on {device.type}: it is for CUDA alone.")
+    plain = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and type(layer) not in plain:
+            raise ValueError(
+                f"Expected no `sync_batch_norm` for this model: {name} is a {type(layer).__name__}, "
+                "which does more than batch normalisation."
+            )
+
+
 def sgd(model: Classifier, settings: Optimizer) -> torch.optim.SGD:
     """The optimizer of what is not frozen; `scale` of a group is its learning rate over the head's."""
     groups = []

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,12 +28,14 @@ class World:
         size: Number of processes.
         local_rank: Number of this process on its machine, and of its accelerator.
         group: The process group; None for one process alone, which never waits for another.
+        talk: A process group for words between the processes, on the CPU.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     group: dist.ProcessGroup | None = None
+    talk: dist.ProcessGroup | None = None
 
     @property
     def leads(self) -> bool:
@@ -76,10 +79,26 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0, group=self.group)
 
-    def wait(self) -> None:
-        """Go on when all processes have come here."""
-        if self.group is not None:
-            dist.barrier(group=self.group)
+    def any(self, wish: bool) -> bool:
+        """Whether any process wishes it: they stop together or not at all."""
+        if self.talk is None:
+            return wish
+        wishes = torch.tensor(float(wish))
+        dist.all_reduce(wishes, dist.ReduceOp.MAX, group=self.talk)
+        return bool(wishes)
+
+    def require_agreement(self, what: str, mine: object) -> None:
+        """Go on when all processes have come here with the same.
+
+        Raises:
+            ValueError: On every process, if they have not.
+        """
+        if self.talk is None:
+            return
+        all_of_them: list[object] = [None] * self.size
+        dist.all_gather_object(all_of_them, mine, group=self.talk)
+        if any(other != mine for other in all_of_them):
+            raise ValueError(f"Expected all processes to have the same {what}, but got {all_of_them}.")
 
 
 def leads() -> bool:
@@ -103,7 +122,12 @@ def joined(device: str) -> Iterator[World]:
     if world.size == 1:
         yield world
         return
-    on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if ":" in device:
+        raise ValueError(
+            f"Expected `device` to be auto, cuda or cpu for {world.size} processes, each of which has "
+            f"its own, but got {device!r}."
+        )
+    on_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
     if on_cuda:
         if world.local_rank >= torch.cuda.device_count():
             raise ValueError(
@@ -112,8 +136,12 @@ def joined(device: str) -> Iterator[World]:
             )
         torch.cuda.set_device(world.local_rank)
     dist.init_process_group("nccl" if on_cuda else "gloo", timeout=PATIENCE)
+    group: Any = dist.group.WORLD
+    failed = True
     try:
-        yield World(world.rank, world.size, world.local_rank, dist.group.WORLD)
+        talk = dist.new_group(backend="gloo", timeout=PATIENCE) if on_cuda else group
+        yield World(world.rank, world.size, world.local_rank, group, talk)
+        failed = False
     except RuntimeError as error:
         if not _is_loss(error):
             raise
@@ -122,7 +150,8 @@ def joined(device: str) -> Iterator[World]:
             "the same command resumes from the last checkpoint."
         ) from error
     finally:
-        dist.destroy_process_group()
+        if not (failed and on_cuda):  # NCCL might wait for the others, who wait for this one
+            dist.destroy_process_group()
 
 
 def _announced() -> World:

@@ -137,13 +137,17 @@ class MetaEmbeddingHead(nn.Module):
         with respect to $M_c$ is $\sum_{i: y_i = c} (M_c - v_i) / (1 + n_c) / N$, with $n_c$ images of the
         class in the batch.
 
+        Negative labels, as of images that only stand in for a missing share of a batch, do not count.
+
         With a process group the batch is that of all its ranks: the mean over them of what they return, and
         of its gradients, is that of one process.
         """
+        counted = labels >= 0
+        labels = labels.clamp(min=0)
         own = self.memory[labels]
-        member = F.one_hot(labels, len(self.memory))
+        member = F.one_hot(labels, len(self.memory)) * counted.unsqueeze(1)
         distances = torch.cdist(features, self.memory, compute_mode=_EXACT).square()
-        foreign = ((1 - member) * distances).sum()
+        foreign = ((counted.unsqueeze(1).long() - member) * distances).sum()
         per_class, all_foreign, ranks = member.sum(dim=0), foreign.detach(), 1
         if process_group is not None:
             sums = torch.cat([per_class, all_foreign[None]])
@@ -151,8 +155,8 @@ class MetaEmbeddingHead(nn.Module):
             per_class, all_foreign, ranks = sums[:-1].long(), sums[-1], process_group.size()
         images = per_class.sum().clamp(min=1)
         pairs = images * len(self.memory)
-        share = 1 / (1 + per_class[labels])
-        pull = (features - own.detach()).square().sum(dim=1)
+        share = counted / (1 + per_class[labels])
+        pull = counted * (features - own.detach()).square().sum(dim=1)
         update = share * (features.detach() - own).square().sum(dim=1)
         attraction = (pull + update - update.detach()).sum() * ranks / images / 2
         near = self.margin >= all_foreign / pairs
