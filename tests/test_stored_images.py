@@ -676,3 +676,28 @@ def test_a_source_needs_a_training_split(tmp_path):
     with pytest.raises(ValueError, match="to have a split 'train', but it has test"):
         source.images(root=str(tmp_path))
     assert readers.WHOLE not in find_splits(tmp_path)
+
+
+@pytest.mark.parametrize("header", ["filename,width,class", "id,picture,label", "path,width,kind"])
+def test_a_csv_header_that_names_no_path_or_no_label_is_refused(tmp_path, header):
+    with pytest.raises(ValueError, match=rf"a column 'label' .* but its header is {header}"):
+        listed(tmp_path, f"{header}\na.png,32,cat\n", name="list.csv")
+
+
+def test_csv_columns_go_by_their_names(tmp_path):
+    images = listed(tmp_path, "id,filename,label\n7,a.png,cat\n8,b c.png,dog\n", name="list.csv")
+    assert names(images) == ["a.png", "b c.png"] and images.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("training", "testing")])
+def test_split_folders_may_be_spelled_otherwise(tmp_path, train, test):
+    class_folders(tmp_path / train, {"cat": 2, "dog": 1})
+    class_folders(tmp_path / test, {"cat": 1, "dog": 1})
+    assert len(read_images(tmp_path, "train")) == 3 and len(read_images(tmp_path, "test")) == 2
+
+
+def test_split_folders_without_a_training_one_are_refused(tmp_path):
+    class_folders(tmp_path / "test", {"cat": 1})
+    class_folders(tmp_path / "val", {"cat": 1})
+    with pytest.raises(ValueError, match=r"a folder train of class folders in .* but it has test, val"):
+        read_images(tmp_path)

@@ -21,6 +21,7 @@ from priorshift.data import Splits, save_features
 from priorshift.training import Run, TrainConfig, extract_features
 from priorshift.training.build import build_model, load_data
 from priorshift.training.run import environment, resolve_device
+from priorshift.training.stages import warn_of_other_preparation
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ def run(arguments: Arguments) -> None:
     if file.exists() and not arguments.overwrite:
         raise ValueError(f"There is a file {file} already; choose another --output, or pass --overwrite.")
     splits = load_data(config.data)
+    if config.skip_unreadable:
+        splits = splits.readable()
     backbone, weights = _backbone(config, splits, arguments.run_folder)
     with _progress(splits) as on_batch:
         features = extract_features(
@@ -82,7 +85,8 @@ def run(arguments: Arguments) -> None:
 
 def _backbone(config: TrainConfig, splits: Splits, folder: Path | None) -> tuple[nn.Module, str]:
     """The backbone, and in words what weights it has."""
-    backbone: nn.Module = build_model(config, splits.train).backbone
+    backbone: nn.Module = build_model(config, splits.train, pretrained=folder is None).backbone
+    warn_of_other_preparation(config, backbone)
     if folder is None:
         return backbone, f"as it is built with seed {config.seed}"
     run = Run(folder)

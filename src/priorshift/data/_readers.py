@@ -21,7 +21,9 @@ from priorshift.data._stored import ImageFiles, ImageTable, StoredImages
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = {
     "train": "train",
+    "training": "train",
     "test": "test",
+    "testing": "test",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
@@ -29,6 +31,7 @@ SPLITS = {
 """What a split may be called → what it is called here."""
 WHOLE = "all"
 """What the images are called that belong to no split."""
+_PATH_COLUMNS = ("path", "file_name", "filename", "image")
 IntArray = npt.NDArray[np.int64]
 _SHOWN = 5
 _SHOWN_CHARACTERS = 80
@@ -259,9 +262,14 @@ def find_splits(
     if path.is_dir():
         if any(path.glob("*.parquet")) or any(path.glob("data/*.parquet")):
             return _hub_splits(str(path), label_column)
-        folders = {SPLITS[name]: path / name for name in _subfolders(path) if name in SPLITS}
+        names = _subfolders(path)
+        folders = {SPLITS[name.lower()]: path / name for name in names if name.lower() in SPLITS}
         if "train" in folders and _subfolders(folders["train"]):
             return {split: partial(read_folder, folder) for split, folder in folders.items()}
+        if len(folders) == len(names) and any(_subfolders(folder) for folder in folders.values()):
+            raise ValueError(
+                f"Expected a folder train of class folders in {path}, but it has {', '.join(names)}."
+            )
         return {WHOLE: partial(read_folder, path)}
     if path.is_file():
         if path.suffix.lower() == ".parquet":
@@ -359,8 +367,13 @@ def _columns(file: Path, header: Sequence[str], label_column: str) -> tuple[int,
             f"Expected a column {label_column!r} in {file}, but its header is {','.join(names) or 'missing'}."
         )
     label = label_column or "label"
+    if names and len(names) > 2 and not (label in names and any(name in names for name in _PATH_COLUMNS)):
+        raise ValueError(
+            f"Expected a column {label!r} (or its name as `label_column`) and one of "
+            f"{', '.join(_PATH_COLUMNS)} in {file}, but its header is {','.join(names)}."
+        )
     label_at = names.index(label) if label in names else 1
-    path_at = names.index("path") if "path" in names else int(label_at == 0)
+    path_at = next((names.index(name) for name in _PATH_COLUMNS if name in names), int(label_at == 0))
     return path_at, label_at
 
 

@@ -19,7 +19,8 @@ from priorshift.training.config import Part, Stage, TrainConfig
 from priorshift.training.seeds import derived_seed
 
 CPU = torch.device("cpu")
-_FIRST_WEIGHTS = ("pretrained", "weights")
+FIRST_WEIGHTS = ("pretrained", "weights")
+"""Options of a backbone that say what weights it begins with."""
 
 
 def loss_names() -> dict[str, str]:
@@ -71,7 +72,7 @@ def build_model(
     with seeded(derived_seed(config.seed, "weights")):
         part = config.model
         if not pretrained:
-            kept = {name: value for name, value in part.options.items() if name not in _FIRST_WEIGHTS}
+            kept = {name: value for name, value in part.options.items() if name not in FIRST_WEIGHTS}
             part = replace(part, options=kept)
         backbone: nn.Module = _build(backbones, model_names(), "model", part, data.channels)
     return Classifier(backbone, build_head(config, backbone, data.num_classes, stage))

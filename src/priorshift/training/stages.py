@@ -1,21 +1,29 @@
 """How a stage begins, and a rehearsal of all of them before the first step."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from priorshift.data import Batch, DataSet, Splits, StoredImages, feed
 from priorshift.models import Classifier
 from priorshift.models.heads import Features, Start
 from priorshift.priors import Prior
 from priorshift.training.bilateral import require_branches
-from priorshift.training.build import build_head, build_loss, build_model, carried_prior
+from priorshift.training.build import (
+    FIRST_WEIGHTS,
+    build_head,
+    build_loss,
+    build_model,
+    carried_prior,
+)
 from priorshift.training.config import Optimizer, Stage, TrainConfig
 from priorshift.training.plan import plan
 
 CPU = torch.device("cpu")
+_LOGGER = logging.getLogger(__name__)
 
 
 def begin_stage(
@@ -79,6 +87,7 @@ def rehearse(config: TrainConfig, splits: Splits) -> None:
     plan(config, len(splits.train))
     model = build_model(config, splits.train, pretrained=False)
     _first_inputs(config, splits, model)
+    warn_of_other_preparation(config, model.backbone)
     for number, stage in enumerate(config.stages):
         try:
             begin_stage(model, config, number, source, lambda split: _made_up(model, splits.named(split)))
@@ -101,6 +110,21 @@ def rehearse(config: TrainConfig, splits: Splits) -> None:
             )
         if stage.epochs and stage.optimizer is not None:
             sgd(model, stage.optimizer)
+
+
+def warn_of_other_preparation(config: TrainConfig, backbone: nn.Module) -> None:
+    """Log a warning where a backbone comes with weights that were made for images normalised otherwise."""
+    ours = (config.preparation.mean, config.preparation.std)
+    theirs = (getattr(backbone, "mean", ours[0]), getattr(backbone, "std", ours[1]))
+    given = any(config.model.options.get(name) for name in FIRST_WEIGHTS)
+    if given and theirs != ours:
+        mean, std = (" ".join(map(str, each)) for each in theirs)
+        _LOGGER.warning(
+            "The weights of the backbone were made for another mean and deviation of the images: "
+            "--preparation.mean %s --preparation.std %s",
+            mean,
+            std,
+        )
 
 
 def require_plain_batch_norm(model: Classifier, device: torch.device) -> None:

@@ -139,7 +139,7 @@ def joined(device: str) -> Iterator[World]:
     group: Any = dist.group.WORLD
     failed = True
     try:
-        talk = dist.new_group(backend="gloo", timeout=PATIENCE) if on_cuda else group
+        talk: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if on_cuda else group
         yield World(world.rank, world.size, world.local_rank, group, talk)
         failed = False
     except RuntimeError as error:

@@ -197,6 +197,19 @@ def _read(benchmark: _Benchmark, file: Path, root: Path) -> StoredImages:
     return read_list(file, root=root, num_classes=benchmark.num_classes)
 
 
+class _ValidationImages:
+    """Images below `val/`, called the same wherever there they lie."""
+
+    def __init__(self, files: ImageFiles) -> None:
+        self._files = files
+
+    def name(self, row: int) -> str:
+        return f"val/{Path(self._files.name(row)).name}"
+
+    def encoded(self, row: int) -> str:
+        return self._files.encoded(row)
+
+
 def _read_validation_images(benchmark: _Benchmark, file: Path, root: Path) -> StoredImages:
     """Images of ImageNet's `val/`, which may be flat or in class folders both in the list and on the disk."""
     _check_list(benchmark, file)
@@ -219,7 +232,8 @@ def _read_validation_images(benchmark: _Benchmark, file: Path, root: Path) -> St
             f"but {len(missing):,} are missing: {', '.join(missing[:5])}{' …' if len(missing) > 5 else ''}."
         )
     paths = [os.fsencode(path_of[name]) for name in names]
-    store = ImageFiles(root, b"".join(paths), np.cumsum([len(path) for path in paths]))
+    files = ImageFiles(root, b"".join(paths), np.cumsum([len(path) for path in paths]))
+    store = _ValidationImages(files)
     labels = torch.tensor([int(label) for _, label in rows])
     return StoredImages(store, torch.arange(len(rows)), labels, tuple(map(str, range(benchmark.num_classes))))
 

@@ -47,9 +47,18 @@ class Timm(nn.Module):
         if pretrained and weights:
             raise ValueError(f"Expected either `pretrained` or `weights`, but got both, {weights!r}.")
         _require_known(architecture)
-        network: Any = timm.create_model(
-            architecture, pretrained=pretrained, num_classes=0, in_chans=in_channels
-        )
+        try:
+            network: Any = timm.create_model(
+                architecture, pretrained=pretrained, num_classes=0, in_chans=in_channels
+            )
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(
+                f"The weights of {architecture} cannot be had from timm's hub ({reason}); `weights` takes a "
+                "file instead, with `pretrained` false."
+            ) from error
         if weights:
             _load(network, Path(weights), architecture)
         settings = network.pretrained_cfg
