@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -279,7 +279,7 @@ class _Training:
             for batch in drawn
         ]
         half = self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16) if half else nullcontext():
             loss: Any = objective(images, labels, passed)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
