@@ -154,6 +154,24 @@ def test_a_run_whose_training_is_over_begins_only_what_comes_after(tmp_path):
     assert_equal_runs(run, whole)
 
 
+@pytest.mark.parametrize("changes", [{"precision": "bfloat16"}, {"channels_last": True}])
+def test_faster_forms_of_a_step_learn_alike_and_go_on_to_the_same_bits(changes, tmp_path, whole):
+    config = tiny_config(**changes)
+    run = train(config, tmp_path / "whole")
+    for ours, theirs in zip(losses(run), losses(whole), strict=True):
+        assert ours[1] == pytest.approx(theirs[1], rel=0.02)
+    if changes.get("precision"):
+        assert losses(run) != losses(whole)
+    assert_equal_runs(stop_and_resume(config, tmp_path / "run", 3, STEPS + 2), run)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_alike(tmp_path, whole):
+    run = train(tiny_config(compile="default"), tmp_path / "run")
+    for ours, theirs in zip(losses(run), losses(whole), strict=True):
+        assert ours[1] == pytest.approx(theirs[1], rel=1e-3)
+
+
 # When checkpoints are written
 
 
