@@ -1,11 +1,13 @@
-"""Files that users keep are written whole or not at all."""
+"""Files that users keep are written whole or not at all, and read with their header or refused in words."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 
 @contextmanager
@@ -28,3 +30,31 @@ def written_whole(path: Path) -> Iterator[Path]:
         raise OSError(f"{path} cannot be written ({error}).") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_with_header(path: Path, kind: str, key: str, schema_version: int) -> tuple[Any, dict[str, Any]]:
+    """The JSON header under `key` and the tensors of a safetensors file.
+
+    Raises:
+        ValueError: If the file is truncated, is no such file, or was written by a newer version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no {kind} file ({error}).") from error
+    if key not in metadata:
+        raise ValueError(f"{path} is a safetensors file, but no {kind} file of priorshift.")
+    try:
+        header = json.loads(metadata[key])
+        version = header["schema_version"]
+        newer = version > schema_version
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has an unreadable header ({error}).") from error
+    if newer:
+        raise ValueError(
+            f"{path} was written by a newer priorshift ({kind} schema {version}, "
+            f"this one reads up to {schema_version}). Upgrade priorshift to read it."
+        )
+    return header, tensors

@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from priorshift._files import written_whole
+from priorshift._files import read_with_header, written_whole
 from priorshift.adjustment import adjust
 from priorshift.priors import ArrayLike, Prior, as_prior, count_labels
 
@@ -176,25 +175,7 @@ class Predictions:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"There is no predictions file {path}.")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or no predictions file ({error}).") from error
-        if _METADATA_KEY not in metadata:
-            raise ValueError(f"{path} is a safetensors file, but no predictions file of priorshift.")
-        try:
-            header = json.loads(metadata[_METADATA_KEY])
-            version = header["schema_version"]
-            newer = version > SCHEMA_VERSION
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} has an unreadable header ({error}).") from error
-        if newer:
-            raise ValueError(
-                f"{path} was written by a newer priorshift (predictions schema {version}, "
-                f"this one reads up to {SCHEMA_VERSION}). Upgrade priorshift to read it."
-            )
+        header, tensors = read_with_header(path, "predictions", _METADATA_KEY, SCHEMA_VERSION)
         try:
             if sorted(tensors) != header["tensors"]:
                 raise ValueError(f"expected tensors {header['tensors']}, but got {sorted(tensors)}")

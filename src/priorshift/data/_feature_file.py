@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from priorshift._files import written_whole
+from priorshift._files import read_with_header, written_whole
 from priorshift.data._features import FeatureSet
 from priorshift.data._splits import Splits
 
@@ -61,25 +60,7 @@ def load_features(path: str | Path) -> Splits:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no features file {path}; `priorshift features RECIPE` writes one.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no features file ({error}).") from error
-    if _METADATA_KEY not in metadata:
-        raise ValueError(f"{path} is a safetensors file, but no features file of priorshift.")
-    try:
-        header = json.loads(metadata[_METADATA_KEY])
-        version = header["schema_version"]
-        newer = version > SCHEMA_VERSION
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has an unreadable header ({error}).") from error
-    if newer:
-        raise ValueError(
-            f"{path} was written by a newer priorshift (features schema {version}, "
-            f"this one reads up to {SCHEMA_VERSION}). Upgrade priorshift to read it."
-        )
+    header, tensors = read_with_header(path, "features", _METADATA_KEY, SCHEMA_VERSION)
     try:
         sets = {
             split: FeatureSet(

@@ -101,7 +101,6 @@ class _FeatureFeed:
                 f"but got {preparation} and {augmentation}."
             )
         self._features = data.features.to(device)
-
         self._device = device
 
     def training(self, batches: Sequence[Batch]) -> Iterator[Tensor]:
@@ -130,7 +129,6 @@ class _MemoryFeed:
         self._size = preparation.size
         self._normalise = _normaliser(preparation, data.channels, data.white, device)
         self._augmentation = augmentation
-
         self._device = device
 
     def training(self, batches: Sequence[Batch]) -> Iterator[Tensor]:

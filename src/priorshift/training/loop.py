@@ -223,9 +223,10 @@ class _Training:
         """The rest of an epoch, and what there is to say of it."""
         started, stage, first = time.perf_counter(), self.config.stages[epoch.stage], self.position.step
         num_steps = len(epoch.scheduled)
-        if self.optimizer is None or (epoch.fresh and not first):
+        fresh = epoch.fresh and not first
+        if self.optimizer is None or fresh:
             self.optimizer = sgd(self.model, epoch.settings)
-            if self.saved and not (epoch.fresh and not first):
+            if self.saved and not fresh:
                 self.saved.restore(self.optimizer)
         losses = torch.zeros(num_steps, device=self.device)
         if self.saved and first:
@@ -329,7 +330,7 @@ class _Training:
             epochs=self.position.epoch,
             completed=completed,
             chosen=self.position.chosen,
-            data=self.splits.train.fingerprint,
+            data=self.position.data,
         )
 
 
