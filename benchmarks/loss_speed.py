@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from priorshift import Prior
+from priorshift.kernels import _fused
 from priorshift.losses import LADELoss, LogitAdjustedLoss
 from priorshift.report import Table, markdown
 
@@ -41,6 +43,7 @@ TARGETS = {
         8_142: "≤ 1.4",
         100_000: "≤ 1.1",
     },
+    ("LADE, without Numba", "cross-entropy"): {100: "≤ 4", 1_000: "≤ 1.8", 8_142: "≤ 1.4", 100_000: "≤ 1.1"},
     ("logit-adjusted", "cross-entropy"): {8_142: "≤ 1.1", 100_000: "≤ 1.1"},
     ("released formulation", "LADE, released variant"): {
         100: "≥ 2",
@@ -68,6 +71,19 @@ def released_formulation(prior: Prior, alpha: float, lam: float) -> Loss:
     return loss
 
 
+def without_numba(loss: Loss) -> Loss:
+    """The loss as it is computed where Numba is not installed."""
+
+    def plain(logits: Tensor, labels: Tensor) -> Tensor:
+        found, _fused._numba = _fused._numba, lambda: None
+        try:
+            return loss(logits, labels)
+        finally:
+            _fused._numba = found
+
+    return plain
+
+
 def losses(num_classes: int) -> dict[str, Loss]:
     """What is compared, for a long-tailed prior of imbalance 100."""
     prior = Prior(100 ** -torch.linspace(0, 1, num_classes))
@@ -76,6 +92,7 @@ def losses(num_classes: int) -> dict[str, Loss]:
         "logit-adjusted": LogitAdjustedLoss(prior),
         "LADE": LADELoss(prior, alpha=0.1, lam=0.1),
         "LADE, released variant": LADELoss(prior, alpha=0.1, lam=0.1, variant="released"),
+        "LADE, without Numba": without_numba(LADELoss(prior, alpha=0.1, lam=0.1)),
         "released formulation": released_formulation(prior, 0.1, 0.1),
     }
 
@@ -220,7 +237,7 @@ def report(dtype: torch.dtype, threads: int, scale: float) -> str:
             "# The losses beside cross-entropy: time and memory on a CPU",
             "",
             f"{date.today()}, {processor}, {threads} threads, {str(dtype).removeprefix('torch.')}, "
-            f"torch {torch.__version__}, Python {platform.python_version()}.",
+            f"torch {torch.__version__}, Numba {version('numba')}, Python {platform.python_version()}.",
             "Command: `python -m benchmarks.loss_speed`"
             + ("." if dtype == torch.float32 else f" with `--dtype {str(dtype).removeprefix('torch.')}`."),
             "",
@@ -235,7 +252,8 @@ LIMIT = (
     "and writing their gradient once. The time of that is taken from a copy of the logits between memory in "
     "use (or between caches, where they fit), and, since a gradient is new memory, from a copy into new "
     "memory, which from 32 MiB on the system hands out page by page. Up to a thousand classes or so it is "
-    "not the bytes that count but the operations: about 85 of them, at a microsecond or two each."
+    "not the bytes that count but the calls: of Python, of autograd and, without Numba, of about 85 "
+    "operations at a microsecond or two each."
 )
 MEMORY = "Peak above the process that holds the logits, forward and backward, in multiples of their size."
 

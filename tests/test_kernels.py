@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import references
 from priorshift import Prior, kernels
-from priorshift.kernels import _cpu
+from priorshift.kernels import _cpu, _fused
 from priorshift.losses import BalancedSoftmaxLoss, LADELoss, LogitAdjustedLoss, lade_loss, lader
 from test_losses import COUNTS, PRIOR, batch
 
@@ -67,19 +67,27 @@ def assert_as_defined(loss, logits, labels, weights=None):
     torch.testing.assert_close(gradient.double(), exact_gradient, rtol=rtol, atol=atol)
 
 
-@pytest.fixture(params=["one block", "blocks", "single rows"])
-def blocks(request, monkeypatch):
-    """Batches as one block, as several of which the last is smaller, and row by row."""
+@pytest.fixture(autouse=True, params=["compiled", "one block"])
+def path(request, monkeypatch):
+    """By Numba; or by torch, in one block, in several of which the last is smaller, or row by row."""
+    if request.param == "compiled":
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(_fused, "_numba", lambda: None)
     if request.param == "blocks":
         monkeypatch.setattr(_cpu, "MOST_ROWS", 3)
     elif request.param == "single rows":
         monkeypatch.setattr(_cpu, "BLOCK", 1)
+    return request.param
+
+
+each_path = pytest.mark.parametrize("path", ["compiled", "one block", "blocks", "single rows"], indirect=True)
 
 
 # Values and gradients
 
 
-@pytest.mark.usefixtures("blocks")
+@each_path
 @each_loss
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_every_form_of_a_loss_is_as_defined(name, reduction):
@@ -89,7 +97,7 @@ def test_every_form_of_a_loss_is_as_defined(name, reduction):
         assert_as_defined(made(name, reduction=reduction), logits.to(dtype), labels, weights)
 
 
-@pytest.mark.usefixtures("blocks")
+@each_path
 @each_loss
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_a_value_follows_its_formula(name, reduction):
@@ -101,7 +109,7 @@ def test_a_value_follows_its_formula(name, reduction):
     assert loss(logits, labels).item() == pytest.approx(expected, rel=2e-6)
 
 
-@pytest.mark.usefixtures("blocks")
+@each_path
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_lader_alone_is_as_defined(variant):
     logits, labels = sample(ignored=1)
@@ -145,7 +153,7 @@ def assert_scaled(gradient, exact, rtol):
 # Extremes
 
 
-@pytest.mark.usefixtures("blocks")
+@each_path
 @each_loss
 @pytest.mark.parametrize("spread", [40.0, 100.0, 1000.0])
 def test_scores_too_far_apart_for_one_exponential_are_as_defined(name, spread):
@@ -157,7 +165,7 @@ def test_scores_too_far_apart_for_one_exponential_are_as_defined(name, spread):
     assert_scaled(gradient, exact_gradient, 1e-6 * spread)
 
 
-@pytest.mark.usefixtures("blocks")
+@each_path
 @each_loss
 @pytest.mark.parametrize("variant", ["a score", "a row but its label"])
 def test_scores_of_minus_infinity_are_as_defined(name, variant):
@@ -169,7 +177,7 @@ def test_scores_of_minus_infinity_are_as_defined(name, variant):
     assert_as_defined(made(name), logits, labels)
 
 
-@pytest.mark.usefixtures("blocks")
+@each_path
 @pytest.mark.parametrize("name", ["lade", "logit-adjusted", "balanced softmax"])
 def test_a_class_that_is_switched_off_and_absent_changes_nothing(name):
     logits, labels = sample(n=6)
@@ -182,7 +190,7 @@ def test_a_class_that_is_switched_off_and_absent_changes_nothing(name):
     torch.testing.assert_close(gradient, expected_gradient)
 
 
-@pytest.mark.usefixtures("blocks")
+@each_path
 @each_loss
 def test_a_label_whose_score_is_minus_infinity_costs_infinity(name):
     logits, labels = sample()
@@ -190,7 +198,7 @@ def test_a_label_whose_score_is_minus_infinity_costs_infinity(name):
     assert made(name)(logits, labels) == math.inf
 
 
-@pytest.mark.usefixtures("blocks")
+@each_path
 @each_loss
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_what_is_not_a_number_shows_in_loss_and_gradient(name, poison):
@@ -200,7 +208,7 @@ def test_what_is_not_a_number_shows_in_loss_and_gradient(name, poison):
     assert value.isnan() and gradient[2].isnan().all()
 
 
-@pytest.mark.usefixtures("blocks")
+@each_path
 @each_loss
 @pytest.mark.parametrize("dtype", SINGLE)
 def test_what_stands_at_an_ignored_row_does_not_matter(name, dtype):
@@ -244,7 +252,7 @@ def test_rows_are_added_up_in_more_than_single_precision(name):
     ],
     ids=["columns first", "a slice", "one row for all", "one score for all"],
 )
-@pytest.mark.usefixtures("blocks")
+@each_path
 def test_strides_do_not_matter(name, view):
     logits, labels = sample()
     scores = view(logits).requires_grad_()
@@ -328,7 +336,7 @@ def test_the_same_batch_gives_the_same_bits(name):
 # Autograd
 
 
-@pytest.mark.usefixtures("blocks")
+@each_path
 @each_loss
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_a_gradient_can_be_differentiated(name, reduction):
@@ -344,7 +352,7 @@ def test_a_gradient_can_be_differentiated(name, reduction):
     assert_scaled(second(logits), exact, 1e-5)
 
 
-@pytest.mark.usefixtures("blocks")
+@each_path
 @each_loss
 def test_a_kept_graph_gives_its_gradient_again(name):
     logits, labels = sample()
@@ -466,6 +474,116 @@ def test_a_label_out_of_range_is_refused(name):
         labels[3] = wrong
         with pytest.raises((IndexError, RuntimeError), match="out of"):
             made(name)(logits, labels)
+
+
+# By Numba
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Whether Numba took each batch."""
+    numba, answers = pytest.importorskip("priorshift.kernels._numba"), []
+
+    def forward(*args):
+        answers.append(found := numba_forward(*args))
+        return found
+
+    numba_forward = numba.forward
+    monkeypatch.setattr(numba, "forward", forward)
+    return lambda: [found is not None for found in answers]
+
+
+compiled_alone = pytest.mark.parametrize("path", ["compiled"], indirect=True)
+
+
+@compiled_alone
+@each_loss
+def test_numba_takes_what_fits(name, taken):
+    loss = made(name)
+    value_and_gradient(loss, *sample(ignored=2))
+    loss(*sample())
+    assert taken() == [True, True]
+
+
+@compiled_alone
+@each_loss
+def test_numba_leaves_what_does_not_fit(name, taken):
+    loss, (logits, labels) = made(name), sample()
+    loss(logits.T.contiguous().T, labels)
+    loss(logits.half(), labels)
+    loss(logits[:0], labels[:0])
+    logits[0] += torch.tensor([0.0, 0, 0, 0, 200])
+    logits[0, labels[0]] = math.nan
+    loss(logits, labels)
+    assert taken() == [False] * 4
+
+
+@compiled_alone
+@each_loss
+def test_numba_leaves_large_batches_to_several_threads(name, taken, monkeypatch):
+    numba = pytest.importorskip("priorshift.kernels._numba")
+    loss, (logits, labels) = made(name), sample(n=200)
+    for few, threads in ((2000, 1), (2000, 2), (2000, 4), (100, 1), (100, 2), (100, 4)):
+        monkeypatch.setattr(numba, "FEW", few)
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert_as_defined(loss, logits, labels)
+    assert taken() == [True, True, True, True, True, False]
+
+
+@compiled_alone
+def test_its_exponential_is_right_to_a_rounding():
+    numba = pytest.importorskip("priorshift.kernels._numba")
+    x = np.concatenate([np.linspace(-87.3, 88, 400_001), [0, -0.0, 1e-30]]).astype(np.float32)
+    found = np.array([numba._exp(value) for value in x[::37]], dtype=np.float64)
+    np.testing.assert_allclose(found, np.exp(x[::37].astype(np.float64)), rtol=2e-7)
+    assert math.isnan(numba._exp(np.float32(math.nan)))
+    assert 0 < numba._exp(np.float32(-math.inf)) < 1.3e-38
+
+
+@compiled_alone
+def test_its_maximum_is_that_of_any_floats():
+    largest = pytest.importorskip("priorshift.kernels._numba")._largest
+    for row in ([-3.5, -0.0, -1e-40], [2.0, math.inf, 1.0], [-math.inf, -7.0], [-math.inf, -math.inf], [0.0]):
+        assert largest(np.array(row, np.float32)) == max(np.float32(row))
+
+
+@compiled_alone
+@pytest.mark.parametrize("classes", [3, 10, 17, 100])
+def test_where_arrays_lie_changes_no_bit(classes):
+    numba = pytest.importorskip("priorshift.kernels._numba")
+    generator, rows = np.random.default_rng(0), 64
+    scores = generator.normal(size=(rows, classes)).astype(np.float32)
+    masses, share = generator.uniform(0.1, 1, (2, classes)).astype(np.float32)
+    log_prior, label = np.full(classes, -1.5, np.float32), np.zeros(rows, np.int64)
+
+    def found(gap):
+        """All that the sweep and the gradient write, where the prior lies close behind the exponentials."""
+        memory = np.empty((rows + 1) * classes + gap, np.float32)
+        kept, tilt = memory[: rows * classes].reshape(rows, classes), memory[rows * classes + gap :]
+        tilt[:] = masses
+        of_rows, sums = np.empty((4, rows), np.float32), np.empty(classes)
+        numba._sweep(scores, label, -100, log_prior, np.float32(0), tilt, kept, *of_rows, sums, True)
+        exponentials = kept.copy()
+        by_loss, by_own = np.linspace(-1, 1, rows, dtype=np.float32), np.ones(classes, np.float32)
+        numba._write(kept, label, -100, *of_rows[:3], tilt, by_own, share, by_loss, True)
+        return b"".join(x.tobytes() for x in (exponentials, of_rows, sums, kept))
+
+    assert len({found(gap) for gap in range(100)}) == 1
+
+
+@compiled_alone
+@pytest.mark.parametrize("error", [ImportError("Numba needs NumPy 2.0 or less"), ModuleNotFoundError()])
+@each_loss
+def test_without_numba_the_losses_are_the_same(name, error, monkeypatch):
+    def no_module(name):
+        raise error
+
+    expected = value_and_gradient(made(name), *sample())
+    monkeypatch.setattr(_fused, "_numba", _fused._numba.__wrapped__)
+    monkeypatch.setattr(_fused, "import_module", no_module)
+    found = value_and_gradient(made(name), *sample())
+    for pair in zip(found, expected, strict=True):
+        torch.testing.assert_close(*pair)
 
 
 # Several ranks

@@ -117,7 +117,7 @@ def test_the_first_rooms_need_torch_and_numpy_alone(path):
 def test_the_core_needs_what_a_core_install_brings():
     core = PURE_THIRD_PARTIES | {"safetensors", "priorshift"}
     extras = {
-        "kernels": {"triton"},  # comes with torch where there are GPUs
+        "kernels": {"triton", "numba", "llvmlite"},  # the first comes with torch where there are GPUs
         "sklearn": {"sklearn"},
         "data": {"sklearn", "PIL", "datasets", "torchvision", "pyarrow"},
         "models": {"timm"},

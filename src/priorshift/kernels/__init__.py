@@ -17,6 +17,9 @@ there are for each row and class. A backend, `_cpu.py` or `_triton.py`, is two f
 Scores are `[M, C]` in float32, bfloat16 or float16, of any strides; vectors are float32. `counted` is None
 where all rows count. A row that does not may hold anything: its surprise, own score, weight and gradient are
 zero. The same input gives the same bits.
+
+`_numba.py` comes before the backends where Numba is installed: on a CPU, in float32 and within one process
+it takes the losses whole, since up to a few thousand classes it is calls that take the time.
 """
 
 from priorshift._lazy import attach

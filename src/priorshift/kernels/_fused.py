@@ -23,6 +23,16 @@ Definition: TypeAlias = Callable[[Tensor], Tensor]
 """Scores → what the fused function makes of them, by operations that autograd knows."""
 
 
+class Form(NamedTuple):
+    """How LADE is made; see `lade`."""
+
+    of_surprise: float
+    of_regulariser: float
+    lam: float
+    released: bool
+    total: bool
+
+
 def cross_entropy(
     scores: Float[Tensor, "rows classes"],
     labels: Integer[Tensor, " rows"],
@@ -40,9 +50,12 @@ def cross_entropy(
         ignore_index: Rows with this label do not count.
         definition: The same from the scores alone, for a second derivative.
     """
+    surprise: Tensor | None = _compiled(scores, labels, log_prior, None, ignore_index, definition)
+    if surprise is not None:
+        return surprise
     backend = _backends()[scores.device.type]
     label, counted = _counted(scores, labels, ignore_index)
-    surprise: Tensor = _CrossEntropy.apply(scores, label, counted, log_prior, backend, definition)
+    surprise = _CrossEntropy.apply(scores, label, counted, log_prior, backend, definition)
     return surprise
 
 
@@ -73,10 +86,16 @@ def lade(
         process_group: Ranks that the batch is spread over; None is this process alone.
         definition: The same from the scores alone, for a second derivative.
     """
+    form = Form(*weights, lam, released, total)
+    loss: Tensor | None = None
+    if process_group is None:
+        loss = _compiled(scores, labels, log_prior, form, ignore_index, definition)
+    if loss is not None:
+        return loss
     backend = _backends()[scores.device.type]
     label, counted = _counted(scores, labels, ignore_index)
-    setting = _Setting(weights, lam, released, total, process_group, backend, definition)
-    loss: Tensor = _LADE.apply(scores, label, counted, log_prior, setting)
+    setting = _Setting(form, process_group, backend, definition)
+    loss = _LADE.apply(scores, label, counted, log_prior, setting)
     return loss
 
 
@@ -111,6 +130,33 @@ def _with_triton() -> dict[str, ModuleType]:
     return _CPU | {"cuda": import_module("priorshift.kernels._triton")} if found else _CPU
 
 
+def _compiled(
+    scores: Tensor,
+    labels: Tensor,
+    log_prior: Tensor,
+    form: Form | None,
+    ignore_index: int,
+    definition: Definition,
+) -> Tensor | None:
+    """The loss by Numba; None where that is not installed, or does not take the batch."""
+    numba = _numba() if scores.device.type == "cpu" else None
+    if numba is None:
+        return None
+    found = numba.forward(scores, labels, log_prior, form, ignore_index)
+    if found is None:
+        return None
+    loss: Tensor = _Compiled.apply(scores, labels, log_prior, *found, form, ignore_index, numba, definition)
+    return loss
+
+
+@cache
+def _numba() -> ModuleType | None:
+    try:
+        return import_module("priorshift.kernels._numba")
+    except ImportError:  # there is none, or none for this version of NumPy
+        return None
+
+
 def _counted(scores: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None]:
     """Indices that are valid in every row, and which rows count; None for all, where that is known."""
     label = labels.long()
@@ -118,6 +164,36 @@ def _counted(scores: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor,
     if scores.device.type == "cpu" and bool(counted.all()):
         return label, None
     return torch.where(counted, label, 0), counted
+
+
+class _Compiled(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        scores: Tensor,
+        labels: Tensor,
+        log_prior: Tensor,
+        loss: Tensor,
+        saved: tuple[Tensor, ...],
+        form: Form | None,
+        ignore_index: int,
+        numba: ModuleType,
+        definition: Definition,
+    ) -> Tensor:
+        ctx.save_for_backward(scores, labels, log_prior, *saved)
+        ctx.options, ctx.numba, ctx.definition, ctx.spent = (form, ignore_index), numba, definition, False
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor | None, ...]:
+        scores, labels, log_prior, *saved = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _through(ctx.definition, scores, by_loss), *[None] * 8
+        if ctx.spent:
+            with torch.enable_grad():
+                _, saved = ctx.numba.forward(scores, labels, log_prior, *ctx.options)
+        ctx.spent = True
+        return ctx.numba.gradient(labels, saved, by_loss, *ctx.options), *[None] * 8
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -151,10 +227,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 class _Setting(NamedTuple):
-    weights: tuple[float, float]
-    lam: float
-    released: bool
-    total: bool
+    form: Form
     process_group: ProcessGroup | None
     backend: ModuleType
     definition: Definition
@@ -165,8 +238,8 @@ class _LADE(torch.autograd.Function):
     def forward(
         ctx: Any, scores: Tensor, label: Tensor, counted: Tensor | None, log_prior: Tensor, setting: _Setting
     ) -> Tensor:
-        num_classes, lam, group, device = scores.shape[1], setting.lam, setting.process_group, scores.device
-        if setting.released:
+        form, group, num_classes, device = setting.form, setting.process_group, scores.shape[1], scores.device
+        if form.released:
             log_weight = torch.zeros(label.shape, device=device)
         else:
             log_weight = log_prior.neg().index_select(0, label)
@@ -190,28 +263,27 @@ class _LADE(torch.autograd.Function):
         per_row, log_per_row = _inverse(size)
         log_mean = log_sum + (log_per_row - math.log(num_classes))
         absent = counts == 0
-        if setting.released:
+        if form.released:
             log_mean -= log_prior
             absent &= per_row == 0
         log_mean.masked_fill_(absent, 0)
         mass = log_prior.exp().masked_fill_(absent, 0)
         by_own_sum = mass / counts.clamp_(min=1)
-        regulariser = torch.dot(mass, torch.addcmul(log_mean, log_mean, log_mean, value=lam))
+        regulariser = torch.dot(mass, torch.addcmul(log_mean, log_mean, log_mean, value=form.lam))
         if own_sum is None:  # over rows, whose order a GPU keeps
             regulariser -= torch.dot(by_own_sum.index_select(0, label).double(), own.double())
         else:
             regulariser -= torch.dot(by_own_sum.double(), own_sum)
-        by_column = torch.addcmul(mass, mass, log_mean, value=2 * lam)
+        by_column = torch.addcmul(mass, mass, log_mean, value=2 * form.lam)
         if group is not None:
             by_column.mul_((column - log_sum).exp_()).masked_fill_(absent, 0)
 
-        of_surprise, of_regulariser = setting.weights
-        by_surprise = of_surprise * (1 if setting.total else per_row * ranks)
-        by_regulariser = of_regulariser * (own_size if setting.total else 1)
+        by_surprise = form.of_surprise * (1 if form.total else per_row * ranks)
+        by_regulariser = form.of_regulariser * (own_size if form.total else 1)
         ctx.save_for_backward(scores, label, counted, log_prior, log_weight, by_own_sum, by_column, *saved)
         ctx.setting, ctx.by_surprise, ctx.by_regulariser = setting, by_surprise, by_regulariser
         loss: Tensor = regulariser * by_regulariser
-        return loss.add_(surprise.sum() * by_surprise) if of_surprise else loss
+        return loss.add_(surprise.sum() * by_surprise) if form.of_surprise else loss
 
     @staticmethod
     def backward(ctx: Any, by_loss: Tensor) -> tuple[Tensor | None, ...]:
