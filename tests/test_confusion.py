@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 from scipy.special import softmax
 
+from priorshift.estimation import _confusion
 from priorshift.estimation._confusion import bbse, rlls
 
 ESTIMATORS = {
@@ -78,6 +79,20 @@ def test_a_whole_population_gives_its_prior_exactly(source, target, hard):
     np.testing.assert_allclose(estimate.prior.probs, target, atol=1e-7)
     assert estimate.residual < 1e-8
     assert estimate.unidentifiable == ()
+
+
+@every_estimator
+def test_blocks_of_samples_change_nothing(estimate, monkeypatch):
+    source, labels, target = drawn()
+    expected = estimate(source, labels, target)
+    for block in (1, 50, 4 * 299):
+        monkeypatch.setattr(_confusion, "_BLOCK", block)
+        found = estimate(source, labels, target)
+        torch.testing.assert_close(found.prior.probs, expected.prior.probs, rtol=0, atol=1e-9)
+        wrong = target.copy()
+        wrong[200, 1] = math.inf
+        with pytest.raises(ValueError, match=r"`target_logits` to be finite, .* for sample 200"):
+            estimate(source, labels, wrong)
 
 
 @pytest.mark.parametrize("target", [[0.1, 0.2, 0.3, 0.4], [0.0, 0.9, 0.0, 0.1]])

@@ -19,6 +19,7 @@ from sklearn.metrics import (
 from torchmetrics.classification import MulticlassCalibrationError
 
 from priorshift import metrics
+from priorshift.metrics import _samples
 
 Values = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -491,10 +492,25 @@ def test_empty_bins_are_nan_with_no_weight() -> None:
     assert bins.weight[14].item() == 1
 
 
-def test_classwise_error_over_several_blocks_of_samples_equals_the_slow_loop() -> None:
-    case = Case(22, num_samples=2500, num_classes=3)
-    error = metrics.classwise_calibration_error(case.probs, case.labels, weights=case.weights)
-    close(error, slow_classwise(case.probs, case.labels, case.weights, 20))
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_of_samples_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(22)
+    weights = case.weights * (np.arange(400) % 3 > 0)
+    expected, weighted = case.metric(name)(), case.metric(name)(weights)
+    for block in (1, 37, 5 * 399):
+        monkeypatch.setattr(_samples, "BLOCK", block)
+        close(case.metric(name)(), expected)
+        close(case.metric(name)(weights), weighted)
+
+
+@pytest.mark.parametrize(
+    "metric", ["brier_score", "expected_calibration_error", "classwise_calibration_error"]
+)
+def test_probabilities_are_not_written_into(metric: str) -> None:
+    case = Case(23)
+    before = case.probs.copy()
+    getattr(metrics, metric)(case.probs, case.labels)
+    assert np.array_equal(case.probs, before)
 
 
 def test_two_classes_have_one_classwise_error_whichever_is_named_first() -> None:
@@ -651,6 +667,18 @@ def test_a_refused_sample_is_named_by_its_place_among_all_samples() -> None:
         metrics.brier_score(PROBS, np.array([0, 1, 2]), weights=weights)
     with pytest.raises(ValueError, match="for sample 2"):
         metrics.mean_class_probs(PROBS * 0.5, weights=weights)
+
+
+def test_a_wrong_row_is_found_in_any_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_samples, "BLOCK", 1)
+    probs = np.full((7, 2), 0.5)
+    probs[5] = 0.7
+    labels = np.zeros(7, dtype=np.int64)
+    for metric in (metrics.brier_score, metrics.reliability, metrics.classwise_calibration_error):
+        with pytest.raises(ValueError, match=r"but got 1.4 for sample 5 \(1 of 7 rows"):
+            metric(probs, labels)
+    with pytest.raises(ValueError, match=r"for sample 5 \(1 of 7 rows"):
+        metrics.negative_log_likelihood(np.log(probs), labels)
 
 
 @pytest.mark.parametrize("wrong", [-1, 2])

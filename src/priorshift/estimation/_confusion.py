@@ -7,10 +7,13 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from priorshift.priors import ArrayLike, IndexLike, Prior, count_labels, name_classes
+
+_BLOCK = 2**18
+"""Numbers that are worked on at a time: few enough to stay in a cache."""
 
 
 @final
@@ -160,8 +163,8 @@ def rlls(
 def confusion_of(
     logits: Tensor | npt.NDArray[Any], labels: IndexLike, weights: ArrayLike | None, *, hard: bool
 ) -> tuple[Float[Tensor, "classes classes"], Float[Tensor, " classes"], float]:
-    predictions = predictions_of(logits, "source_logits", hard=hard)
-    num_samples, num_classes = predictions.shape
+    scores = _read_scores(logits, "source_logits")
+    num_samples, num_classes = scores.shape
     count_labels(labels, num_classes)
     classes = torch.as_tensor(labels.detach().cpu() if isinstance(labels, Tensor) else np.array(labels))
     if classes.shape != (num_samples,):
@@ -177,28 +180,36 @@ def confusion_of(
             "Expected labelled source samples of every class, whose confusion is estimated from them, "
             f"but there is none of {name_classes(absent)}."
         )
-    sums = torch.zeros(num_classes, num_classes, dtype=torch.float64)
-    sums.index_add_(0, classes, masses[:, None] * predictions)
+    sums = _prediction_sums(scores, "source_logits", masses, classes, num_classes, hard=hard)
     return (sums / counts[:, None]).T, counts, counts.sum().item()
 
 
 def _mean_prediction(
     logits: Tensor | npt.NDArray[Any], weights: ArrayLike | None, num_classes: int, *, hard: bool
 ) -> Float[Tensor, " classes"]:
-    predictions = predictions_of(logits, "target_logits", hard=hard)
-    if predictions.shape[1] != num_classes:
+    scores = _read_scores(logits, "target_logits")
+    if scores.shape[1] != num_classes:
         raise ValueError(
             f"Expected `target_logits` of as many classes as `source_logits`, {num_classes}, "
-            f"but got {predictions.shape[1]}."
+            f"but got {scores.shape[1]}."
         )
-    masses = _read_weights(weights, "target_weights", len(predictions))
-    return masses @ predictions / masses.sum()
+    masses = _read_weights(weights, "target_weights", len(scores))
+    return _prediction_sums(scores, "target_logits", masses, hard=hard)[0] / masses.sum()
 
 
-def predictions_of(
+def sum_of_predictions(
     logits: Tensor | npt.NDArray[Any], argument: str, *, hard: bool
-) -> Float[Tensor, "samples classes"]:
-    scores = torch.as_tensor(logits.detach().cpu() if isinstance(logits, Tensor) else np.array(logits))
+) -> Float[Tensor, " classes"]:
+    """The sum over samples of the probabilities, or of a one at the likeliest class."""
+    scores = _read_scores(logits, argument)
+    return _prediction_sums(scores, argument, _read_weights(None, "weights", len(scores)), hard=hard)[0]
+
+
+def _read_scores(logits: Tensor | npt.NDArray[Any], argument: str) -> Float[Tensor, "samples classes"]:
+    # Torch warns of read-only arrays, which memory maps are.
+    scores = torch.as_tensor(
+        logits.detach().cpu() if isinstance(logits, Tensor) else np.require(logits, requirements=["C", "W"])
+    )
     if not scores.is_floating_point():
         raise TypeError(f"Expected `{argument}` to be floating-point, but got dtype {scores.dtype}.")
     if scores.ndim != 2 or scores.shape[0] == 0 or scores.shape[1] < 2:
@@ -206,14 +217,46 @@ def predictions_of(
             f"Expected `{argument}` of shape [N, C] with a sample and at least two classes, "
             f"but got shape {tuple(scores.shape)}."
         )
-    probs = scores.to(torch.float64).softmax(dim=1)
-    wrong = torch.nonzero(probs.isnan().any(dim=1)).flatten()
-    if len(wrong):
-        raise ValueError(
-            f"Expected `{argument}` to be finite, or −inf for a probability of zero, "
-            f"but got {scores[wrong[0]].tolist()[:10]} for sample {int(wrong[0])}."
-        )
-    return torch.nn.functional.one_hot(probs.argmax(dim=1), scores.shape[1]).to(probs) if hard else probs
+    return scores
+
+
+def _prediction_sums(
+    scores: Float[Tensor, "samples classes"],
+    argument: str,
+    weights: Float[Tensor, " samples"],
+    groups: Int[Tensor, " samples"] | None = None,
+    num_groups: int = 1,
+    *,
+    hard: bool,
+) -> Float[Tensor, "groups classes"]:
+    """The weighted sums of the predictions of each group, all being one group if there are none named."""
+    num_samples, num_classes = scores.shape
+    group = torch.zeros(num_samples, dtype=torch.int64) if groups is None else groups
+    predicted = torch.empty(num_samples, dtype=torch.int64)
+    sums = torch.zeros(num_groups, num_classes, dtype=torch.float64)
+    step = max(1, _BLOCK // num_classes)
+    for start in range(0, num_samples, step):
+        part = slice(start, start + step)
+        block, weight = scores[part], weights[part]
+        top, predicted[part] = block.max(dim=1)
+        wrong = torch.nonzero(~top.isfinite()).flatten()
+        if len(wrong):
+            first = start + int(wrong[0])
+            raise ValueError(
+                f"Expected `{argument}` to be finite, or −inf for a probability of zero, "
+                f"but got {scores[first].tolist()[:10]} for sample {first}."
+            )
+        if hard:
+            continue
+        probs = block.double().softmax(dim=1)
+        if groups is None:
+            sums[0] += weight @ probs
+        else:
+            sums.index_add_(0, group[part], probs.mul_(weight[:, None]))
+    if not hard:
+        return sums
+    cells = group * num_classes + predicted
+    return torch.bincount(cells, weights, minlength=sums.numel()).view_as(sums)
 
 
 def _read_weights(weights: ArrayLike | None, argument: str, size: int) -> Float[Tensor, " samples"]:

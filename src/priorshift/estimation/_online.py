@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from priorshift.adjustment import Scaling
-from priorshift.estimation._confusion import confusion_of, nearest_mix, predictions_of
+from priorshift.estimation._confusion import confusion_of, nearest_mix, sum_of_predictions
 from priorshift.estimation._estimate import Array, Logits, Scored, read_validation, with_one_sample
 from priorshift.estimation._scorer import Scorer
 from priorshift.priors import ArrayLike, Prior
@@ -105,7 +105,7 @@ class FollowTheHistory:
             ValueError: If they are not of $C$ classes, or a row has nothing finite.
         """
         scores = self._scorer.calibrate(self._scorer.read(logits))
-        self._sums += predictions_of(scores, "logits", hard=self.hard).sum(dim=0)
+        self._sums += sum_of_predictions(scores, "logits", hard=self.hard)
         self._num_samples += len(scores)
         self._prior = None
 

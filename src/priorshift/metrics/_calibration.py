@@ -8,9 +8,6 @@ from torch import Tensor
 
 from priorshift.metrics._samples import Classes, Rows, Samples, Weights
 
-_BLOCK = 2**20
-"""Numbers that are worked on at a time."""
-
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
@@ -64,9 +61,11 @@ def reliability(
     """
     edges = _edges(num_bins)
     samples = Samples(labels, "labels", weights)
-    rows = samples.probs(probs)
-    confidence, predicted = rows.max(dim=1)
-    hits = predicted == samples.classes(labels, "labels", rows.shape[1])
+    classes = samples.classes(labels, "labels", samples.num_classes(probs, "probs"))
+    confidence, predicted = torch.empty_like(samples.weights), torch.empty_like(classes)
+    for part, block in samples.probs(probs):
+        torch.max(block, dim=1, out=(confidence[part], predicted[part]))
+    hits = predicted == classes
     bins = _bin(confidence, edges)
     weight = samples.sums(bins, num_bins, torch.ones_like(confidence))
     return Reliability(
@@ -155,22 +154,21 @@ def classwise_calibration_error(
     """
     edges = _edges(num_bins)
     samples = Samples(labels, "labels", weights)
-    rows = samples.probs(probs)
-    num_classes = rows.shape[1]
+    num_classes = samples.num_classes(probs, "probs")
     classes = samples.classes(labels, "labels", num_classes)
-    first_bins = torch.arange(num_classes) * num_bins
-    excess = torch.zeros(num_classes * num_bins, dtype=torch.float64)
-    # A block at a time: bins and residuals of all samples would take twice the memory of the probabilities.
-    step = max(1, _BLOCK // num_classes)
-    for start in range(0, len(rows), step):
-        block = slice(start, start + step)
-        residuals = -rows[block]
-        residuals[torch.arange(len(residuals)), classes[block]] += 1
+    of_class = samples.sums(classes, num_classes, torch.ones_like(classes))
+    excess = torch.zeros(num_classes, num_bins, dtype=torch.float64)
+    # Nearly all probabilities are in the first bin, whose sum is what the others leave of the whole.
+    for part, block in samples.probs(probs):
+        weights = samples.weights[part]
+        of_class -= weights @ block
+        row, column = torch.nonzero(block > edges[1], as_tuple=True)
+        values = block[row, column]
+        residuals = weights[row] * ((classes[part][row] == column).to(values.dtype) - values)
         excess += torch.bincount(
-            (first_bins + _bin(rows[block], edges)).flatten(),
-            weights=(samples.weights[block, None] * residuals).flatten(),
-            minlength=len(excess),
-        )
+            column * num_bins + _bin(values, edges), weights=residuals, minlength=excess.numel()
+        ).view_as(excess)
+    excess[:, 0] = of_class - excess[:, 1:].sum(dim=1)
     return (excess.abs().sum() / (num_classes * samples.weights.sum())).item()
 
 

@@ -1,5 +1,6 @@
 """Means that need no labels: the class mix a classifier predicts, and how many samples weights are worth."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,7 +33,10 @@ def mean_class_probs(probs: Rows, *, weights: Weights | None = None) -> Float[Te
         CVPR 2021, Figure 2.
     """
     samples = Samples(probs, "probs", weights)
-    return samples.weights @ samples.probs(probs) / samples.weights.sum()
+    total = torch.zeros(samples.num_classes(probs, "probs"), dtype=torch.float64)
+    for part, block in samples.probs(probs):
+        total += samples.weights[part] @ block
+    return total / samples.weights.sum()
 
 
 def effective_sample_size(weights: Weights) -> float:

@@ -1,5 +1,6 @@
 """The samples a metric is taken over: read and checked here, those of zero weight dropped first."""
 
+from collections.abc import Iterator
 from typing import TypeAlias, final
 
 import numpy as np
@@ -15,6 +16,9 @@ Rows: TypeAlias = Num[Tensor, "samples classes"] | Num[np.ndarray, "samples clas
 
 # A float32 softmax over thousands of classes stays well within this, a half-precision one does not.
 TOLERANCE = 1e-4
+
+BLOCK = 2**18
+"""Numbers that are worked on at a time: few enough to stay in a cache."""
 
 
 @final
@@ -63,10 +67,20 @@ class Samples:
             )
         return indices
 
-    def probs(self, values: Rows) -> Float[Tensor, "kept classes"]:
-        """Rows of probabilities, clamped to [0, 1] where rounding left them outside."""
-        probs = self._rows(values, "probs")
-        lowest, highest = probs.aminmax(dim=1)
+    def probs(self, values: Rows) -> Iterator[tuple[slice, Float[Tensor, "block classes"]]]:
+        """Rows of probabilities, clamped to [0, 1] where rounding left them outside, a block at a time.
+
+        Refused once all have been read: only then may what was made of them be returned.
+        """
+        rows = self._rows(values, "probs")
+        lowest, highest, sums = torch.empty(3, len(self.weights), dtype=torch.float64)
+        for part, block in self._blocks(rows):
+            lowest[part], highest[part] = (
+                block.amin(dim=1),
+                block.amax(dim=1),
+            )  # aminmax takes ten times as long
+            sums[part] = block.sum(dim=1)
+            yield part, block.clamp(0, 1)
         inside = (lowest >= -TOLERANCE) & (highest <= 1 + TOLERANCE)
         if not inside.all():
             row = int(torch.nonzero(~inside)[0])
@@ -75,14 +89,16 @@ class Samples:
                 f"Expected `probs` between 0 and 1, but got {value.item():g} "
                 f"for sample {self._first(~inside)}. Apply a softmax if these are logits."
             )
-        self._refuse_wrong_sums(probs.sum(dim=1), "probs")
-        return probs.clamp(0, 1)
+        self._refuse_wrong_sums(sums, "probs")
 
-    def log_probs(self, values: Rows) -> Float[Tensor, "kept classes"]:
-        r"""Rows of log-probabilities; $-\infty$ is a probability of zero."""
-        log_probs = self._rows(values, "log_probs")
-        self._refuse_wrong_sums(log_probs.logsumexp(dim=1).exp(), "log_probs")
-        return log_probs.clamp(max=0)
+    def log_probs(self, values: Rows) -> Iterator[tuple[slice, Float[Tensor, "block classes"]]]:
+        r"""Rows of log-probabilities, as `probs` gives its; $-\infty$ is a probability of zero."""
+        rows = self._rows(values, "log_probs")
+        sums = torch.empty(len(self.weights), dtype=torch.float64)
+        for part, block in self._blocks(rows):
+            sums[part] = block.logsumexp(dim=1).exp()
+            yield part, block.clamp(max=0)
+        self._refuse_wrong_sums(sums, "log_probs")
 
     def mean(self, values: Shaped[Tensor, " kept"]) -> float:
         """The weighted mean over samples."""
@@ -94,14 +110,27 @@ class Samples:
         """The weighted sum of `values` over the samples of each index in `by`."""
         return torch.bincount(by, weights=self.weights * values, minlength=size)
 
-    def _rows(self, values: Rows, argument: str) -> Float[Tensor, "kept classes"]:
+    def num_classes(self, values: Rows, argument: str) -> int:
+        """The number of columns."""
+        return self._rows(values, argument).shape[1]
+
+    def _rows(self, values: Rows, argument: str) -> Num[Tensor, "samples classes"]:
         rows = read(values, argument)
         if rows.ndim != 2 or rows.shape[0] != self._size or rows.shape[1] < 2:
             raise ValueError(
                 f"Expected `{argument}` with one row per sample and at least two classes, ({self._size}, C), "
                 f"but got shape {tuple(rows.shape)}."
             )
-        return self._keep(rows).to(torch.float64)
+        return rows
+
+    def _blocks(
+        self, rows: Num[Tensor, "samples classes"]
+    ) -> Iterator[tuple[slice, Float[Tensor, "block classes"]]]:
+        step = max(1, BLOCK // rows.shape[1])
+        for start in range(0, len(self.weights), step):
+            part = slice(start, start + step)
+            block = rows[part] if self._kept is None else rows[self._kept[part]]
+            yield part, block.to(torch.float64)
 
     def _refuse_wrong_sums(self, sums: Float[Tensor, " kept"], argument: str) -> None:
         wrong = ~((sums - 1).abs() <= TOLERANCE)

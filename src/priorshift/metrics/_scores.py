@@ -33,10 +33,12 @@ def brier_score(probs: Rows, labels: Classes, *, weights: Weights | None = None)
         with the mean over samples that its tables show.
     """
     samples = Samples(labels, "labels", weights)
-    errors = samples.probs(probs)
-    classes = samples.classes(labels, "labels", errors.shape[1])
-    errors[torch.arange(len(classes)), classes] -= 1
-    return samples.mean(errors.square().sum(dim=1))
+    classes = samples.classes(labels, "labels", samples.num_classes(probs, "probs"))
+    squares = torch.empty_like(samples.weights)
+    for part, errors in samples.probs(probs):
+        errors[torch.arange(len(errors)), classes[part]] -= 1
+        squares[part] = errors.square_().sum(dim=1)
+    return samples.mean(squares)
 
 
 def negative_log_likelihood(log_probs: Rows, labels: Classes, *, weights: Weights | None = None) -> float:
@@ -68,6 +70,8 @@ def negative_log_likelihood(log_probs: Rows, labels: Classes, *, weights: Weight
         with the mean over samples that its tables show.
     """
     samples = Samples(labels, "labels", weights)
-    rows = samples.log_probs(log_probs)
-    classes = samples.classes(labels, "labels", rows.shape[1])
-    return samples.mean(-rows[torch.arange(len(classes)), classes])
+    classes = samples.classes(labels, "labels", samples.num_classes(log_probs, "log_probs"))
+    of_truth = torch.empty_like(samples.weights)
+    for part, block in samples.log_probs(log_probs):
+        of_truth[part] = block[torch.arange(len(block)), classes[part]]
+    return samples.mean(-of_truth)
