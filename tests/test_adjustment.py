@@ -65,6 +65,38 @@ def test_arrays_come_back_at_least_in_float32(operation, given_dtype, returned):
     assert operation(np.zeros((4, 3), given_dtype)).dtype == returned
 
 
+def read_only(array):
+    array.flags.writeable = False
+    return array
+
+
+@every_operation
+@pytest.mark.parametrize(
+    "view",
+    [
+        np.asfortranarray,
+        lambda x: x[::-1],
+        lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+        lambda x: x[:0],
+        lambda x: read_only(x.copy()),
+        lambda x: x.astype(">f4"),
+    ],
+    ids=[
+        "columns first",
+        "reversed",
+        "every second class",
+        "no rows",
+        "read-only",
+        "big-endian",
+    ],
+)
+def test_arrays_of_any_layout_give_the_same_numbers(operation, view, recwarn):
+    array = view(scores(5, 3).astype(np.float32))
+    found = operation(array)
+    np.testing.assert_array_equal(found, operation(np.array(array, np.float32, order="C")))
+    assert not recwarn.list
+
+
 @every_operation
 @pytest.mark.parametrize("convert", [np.array, torch.tensor])
 def test_the_input_is_never_modified(operation, convert):

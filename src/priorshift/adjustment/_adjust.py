@@ -133,7 +133,13 @@ def _add_per_class(logits: Logits, offset: Tensor) -> Logits:
             moved = moved.masked_fill(absent.to(logits.device).view(shape), -torch.inf)
         return moved
     array_dtype = np.promote_types(logits.dtype, np.float32)
-    shifted: npt.NDArray[Any] = logits + offset.numpy().astype(array_dtype).reshape(shape)
+    shifted: npt.NDArray[Any] = np.empty(logits.shape, array_dtype)
+    row = offset.numpy().astype(array_dtype).reshape(shape)
+    if logits.dtype in (np.float32, np.float64) and logits.flags.c_contiguous and logits.flags.writeable:
+        # Torch adds in all threads, NumPy in one; torch does not take other arrays.
+        torch.add(torch.from_numpy(logits), torch.from_numpy(row), out=torch.from_numpy(shifted))
+    else:
+        np.add(logits, row, out=shifted)
     if absent.any():
         np.copyto(shifted, -np.inf, where=absent.numpy().reshape(shape))
     return shifted

@@ -43,11 +43,8 @@ def forward(
     fits = scores.dtype == torch.float32 and scores.is_contiguous() and rows > 0
     if not fits or scores.numel() * (threads - 2) > FEW * threads:
         return None
-    saved = (
-        torch.empty(rows if scores.requires_grad and torch.is_grad_enabled() else 0, classes),
-        torch.empty(3, rows),
-        torch.empty(3, classes),
-    )
+    keep = scores.requires_grad and torch.is_grad_enabled()
+    saved = large_empty(rows if keep else 0, classes), torch.empty(3, rows), torch.empty(3, classes)
     losses, sums = torch.empty(rows), torch.empty(0 if form is None else classes, dtype=torch.float64)
     kept, of_rows, of_classes, surprise = (x.numpy() for x in (*saved, losses))
     label, log_pi = _array(labels.long()), _array(log_prior)
@@ -74,6 +71,14 @@ def gradient(labels: Tensor, saved: Saved, by_loss: Tensor, form: Form | None, i
     by_row = _array(by_loss.expand(len(kept)))
     _write(kept, _array(labels.long()), ignore_index, *of_rows, *of_classes, by_row, form is not None)
     return saved[0].detach()
+
+
+def large_empty(*shape: int) -> Tensor:
+    """Memory for what is as large as the scores: NumPy's, which asks the system for huge pages.
+
+    Page by page, as torch has it, handing out the memory of a large batch takes longer than its loss.
+    """
+    return torch.from_numpy(np.empty(shape, np.float32))
 
 
 def _array(tensor: Tensor) -> Any:
