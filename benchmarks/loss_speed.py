@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -128,8 +129,8 @@ def timed(num_classes: int, dtype: torch.dtype, turns: int) -> dict[str, list[fl
     jobs |= {"copy": lambda: other.copy_(plain), "copy into new memory": plain.clone}
     found: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(-1, turns):
-        order = list(jobs.items())
-        for name, job in order if turn % 2 else order[::-1]:
+        # In any order, since a job leaves caches, threads and memory to the next.
+        for name, job in random.Random(turn).sample(list(jobs.items()), len(jobs)):
             taken = seconds(job)
             if turn >= 0:
                 found[name].append(taken)

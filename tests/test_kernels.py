@@ -142,12 +142,13 @@ def test_any_batch_is_as_defined(masses, rows, name, data):
     value, gradient = value_and_gradient(loss, logits, labels)
     exact, exact_gradient = value_and_gradient(loss, logits.double(), labels)
     torch.testing.assert_close(value, exact.float(), rtol=1e-5, atol=1e-4)
-    assert_scaled(gradient, exact_gradient, 1e-3)
+    # A probability less 1 is as exact as the 1.
+    assert_scaled(gradient, exact_gradient, 1e-3, atol=2 * torch.finfo(torch.float32).eps)
 
 
-def assert_scaled(gradient, exact, rtol):
+def assert_scaled(gradient, exact, rtol, atol=1e-12):
     """Equal but for a share of the largest entry."""
-    torch.testing.assert_close(gradient.double(), exact, rtol=0, atol=rtol * exact.abs().max().item() + 1e-12)
+    torch.testing.assert_close(gradient.double(), exact, rtol=0, atol=rtol * exact.abs().max().item() + atol)
 
 
 # Extremes

@@ -6,7 +6,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float, Integer
@@ -24,7 +24,7 @@ Definition: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class Form(NamedTuple):
-    """How LADE is made; see `lade`."""
+    """What LADE is made of, as `lade` has it; without a regulariser, cross-entropy."""
 
     of_surprise: float
     of_regulariser: float
@@ -39,8 +39,9 @@ def cross_entropy(
     log_prior: Float[Tensor, " classes"],
     *,
     ignore_index: int,
+    reduction: Literal["mean", "sum", "none"] = "none",
     definition: Definition,
-) -> Float[Tensor, " rows"]:
+) -> Float[Tensor, "*_"]:
     """Cross-entropy of each row of `scores + log_prior`, 0 where ignored, for scores that `support` takes.
 
     Args:
@@ -48,15 +49,26 @@ def cross_entropy(
         labels: Class indices, `[M]`.
         log_prior: What is added to every row, `[C]`.
         ignore_index: Rows with this label do not count.
-        definition: The same from the scores alone, for a second derivative.
+        reduction: The mean over the rows that count, 0 if none does; their sum; or none.
+        definition: The cross-entropy of each row from the scores alone, for a second derivative.
     """
-    surprise: Tensor | None = _compiled(scores, labels, log_prior, None, ignore_index, definition)
-    if surprise is not None:
-        return surprise
+
+    def reduced(losses: Tensor) -> Tensor:
+        if reduction == "none":
+            return losses
+        total = losses.sum()
+        return total if reduction == "sum" else total / (labels != ignore_index).sum().clamp(min=1)
+
+    form = None if reduction == "none" else Form(1.0, 0.0, 0.0, released=False, total=reduction == "sum")
+    loss = _compiled(
+        scores, labels, log_prior, form, ignore_index, lambda scores: reduced(definition(scores))
+    )
+    if loss is not None:
+        return loss
     backend = _backends()[scores.device.type]
     label, counted = _counted(scores, labels, ignore_index)
-    surprise = _CrossEntropy.apply(scores, label, counted, log_prior, backend, definition)
-    return surprise
+    surprise: Tensor = _CrossEntropy.apply(scores, label, counted, log_prior, backend, definition)
+    return reduced(surprise)
 
 
 def lade(

@@ -38,14 +38,15 @@ the cross-entropy; for each class $t$ and the derivatives by an own score and by
 def forward(
     scores: Tensor, labels: Tensor, log_prior: Tensor, form: Form | None, ignore_index: int
 ) -> tuple[Tensor, Saved] | None:
-    """Cross-entropy of each row or, with a form, LADE; None where scores or labels do not fit."""
+    """Cross-entropy of each row or what has that form; None where scores or labels do not fit."""
     (rows, classes), threads = scores.shape, torch.get_num_threads()
     fits = scores.dtype == torch.float32 and scores.is_contiguous() and rows > 0
     if not fits or scores.numel() * (threads - 2) > FEW * threads:
         return None
     keep = scores.requires_grad and torch.is_grad_enabled()
     saved = large_empty(rows if keep else 0, classes), torch.empty(3, rows), torch.empty(3, classes)
-    losses, sums = torch.empty(rows), torch.empty(0 if form is None else classes, dtype=torch.float64)
+    num_sums = classes if _regularised(form) else 0
+    losses, sums = torch.empty(rows), torch.empty(num_sums, dtype=torch.float64)
     kept, of_rows, of_classes, surprise = (x.numpy() for x in (*saved, losses))
     label, log_pi = _array(labels.long()), _array(log_prior)
     most = _tilt(log_pi, of_classes[0])
@@ -56,9 +57,10 @@ def forward(
     if math.isnan(top):
         return None
     if form is None:
+        of_rows[2] = 1
         return losses, saved
     log_sums = sums.log()
-    loss = _regularise(
+    loss = _reduce(
         label, ignore_index, surprise, log_pi, most, *of_rows[1:], *of_classes,
         sums.numpy(), log_sums.numpy(), top, *form,
     )  # fmt: skip
@@ -69,8 +71,12 @@ def gradient(labels: Tensor, saved: Saved, by_loss: Tensor, form: Form | None, i
     """The gradient by the scores, written over what was saved."""
     kept, of_rows, of_classes = (tensor.detach().numpy() for tensor in saved)
     by_row = _array(by_loss.expand(len(kept)))
-    _write(kept, _array(labels.long()), ignore_index, *of_rows, *of_classes, by_row, form is not None)
+    _write(kept, _array(labels.long()), ignore_index, *of_rows, *of_classes, by_row, _regularised(form))
     return saved[0].detach()
+
+
+def _regularised(form: Form | None) -> bool:
+    return form is not None and form.of_regulariser != 0
 
 
 def large_empty(*shape: int) -> Tensor:
@@ -261,27 +267,46 @@ def _sweep(
 
 
 @_compiled()
-def _regularise(
+def _reduce(
     label, ignore_index, surprise, log_prior, most, weight, own, tilt, by_own, by_sum,
     sums, log_sums, top, of_surprise, of_regulariser, lam, released, total,
 ):  # fmt: skip
-    """LADE, NaN where a sum is too small; completes what is saved."""
-    classes = len(sums)
-    counts, own_sums, entropy = np.zeros(classes, np.int64), np.zeros(classes), 0.0
+    """The loss of the batch, NaN where a sum is too small; completes what is saved."""
+    size, entropy = 0, 0.0
     for i in range(len(label)):
         if label[i] != ignore_index:
-            counts[label[i]] += 1
-            own_sums[label[i]] += own[i]
+            size += 1
             entropy += surprise[i]
-    size = counts.sum()
     if size == 0:
         return math.nan
     if total:
         of_regulariser *= size
     else:
         of_surprise /= size
-    loss, log_places = of_surprise * entropy, math.log(size * classes)
-    scale = of_regulariser * math.exp(most)
+    loss = of_surprise * entropy
+    if len(sums):
+        loss += _regularise(
+            label, ignore_index, log_prior, weight, own, tilt, by_own, by_sum,
+            sums, log_sums, top, of_regulariser * math.exp(most), size, lam, released,
+        )  # fmt: skip
+    own[:] = of_surprise
+    return loss
+
+
+@_compiled()
+def _regularise(
+    label, ignore_index, log_prior, weight, own, tilt, by_own, by_sum,
+    sums, log_sums, top, scale, size, lam, released,
+):  # fmt: skip
+    """The regulariser, times the scale of the tilt."""
+    classes = len(sums)
+    counts, own_sums = np.zeros(classes, np.int64), np.zeros(classes)
+    for i in range(len(label)):
+        if label[i] != ignore_index:
+            counts[label[i]] += 1
+            own_sums[label[i]] += own[i]
+            weight[i] = math.exp(weight[i] - top)
+    loss, log_places = 0.0, math.log(size * classes)
     for c in range(classes):
         by_own[c] = by_sum[c] = 0
         if counts[c] == 0 and not released:
@@ -295,8 +320,6 @@ def _regularise(
         if counts[c]:
             loss -= mass / counts[c] * own_sums[c]
             by_own[c] = -mass / counts[c]
-    for i in range(len(label)):
-        weight[i], own[i] = math.exp(weight[i] - top), of_surprise
     return loss
 
 
@@ -321,10 +344,11 @@ def _write(
         y, row = label[i], kept[i]
         if y == ignore_index:
             row[:] = 0
-        elif regularised:
-            by_row = by_loss[i] * by_surprise[i]
+            continue
+        by_row = by_loss[i] * by_surprise[i]
+        if regularised:
             _mix(row, by_row * inverse[i], tilt, by_loss[i] * weight[i], by_sum)
-            row[y] += by_loss[i] * by_own[y] - by_row
+            row[y] += by_loss[i] * by_own[y]
         else:
-            _scale(row, by_loss[i] * inverse[i], tilt)
-            row[y] -= by_loss[i]
+            _scale(row, by_row * inverse[i], tilt)
+        row[y] -= by_row

@@ -70,8 +70,15 @@ def logit_adjusted_cross_entropy(
     definition = partial(_of_each_position, labels=labels, shift=shift, ignore_index=ignore_index)
     if logits.ndim == 2 and not labels.is_floating_point() and kernels.support(logits, shift):
         losses = kernels.cross_entropy(
-            logits, labels, shift.flatten(), ignore_index=ignore_index, definition=definition
+            logits,
+            labels,
+            shift.flatten(),
+            ignore_index=ignore_index,
+            reduction=one_of("reduction", reduction, REDUCTIONS) if process_group is None else "none",
+            definition=definition,
         )
+        if process_group is None:
+            return losses
     else:
         losses = definition(logits)
     return reduce(losses, labels, ignore_index=ignore_index, reduction=reduction, process_group=process_group)
