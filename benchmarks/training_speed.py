@@ -103,7 +103,7 @@ def main() -> None:
     page = f"""# Training by the fast path and by the definition
 
 {date.today()}, {platform.machine()} CPU, one thread, Python {platform.python_version()},
-torch {torch.__version__}. Command: `python -m benchmarks.training_speed`.
+torch {torch.__version__}. Command: `python -m benchmarks.training_speed --seeds {seeds}`.
 
 {markdown(Table(headings, tuple(rows), caption))}
 

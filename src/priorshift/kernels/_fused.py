@@ -13,6 +13,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from priorshift.kernels import _cpu
+from priorshift.kernels._form import Form
 
 if TYPE_CHECKING or torch.distributed.is_available():
     from torch.distributed import ProcessGroup
@@ -21,16 +22,6 @@ else:
 
 Definition: TypeAlias = Callable[[Tensor], Tensor]
 """Scores → what the fused function makes of them, by operations that autograd knows."""
-
-
-class Form(NamedTuple):
-    """What LADE is made of, as `lade` has it; without a regulariser, cross-entropy."""
-
-    of_surprise: float
-    of_regulariser: float
-    lam: float
-    released: bool
-    total: bool
 
 
 def cross_entropy(

@@ -23,7 +23,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from priorshift.kernels._fused import Form
+from priorshift.kernels._form import Form
 
 FEW = 1 << 19
 """Scores that one thread is done with before several would be."""
