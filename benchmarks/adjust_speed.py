@@ -8,24 +8,17 @@ Run from the repository root. It writes `benchmarks/results/adjust_speed.md`.
 import argparse
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
 import torch
 
+from benchmarks.loss_speed import seconds
 from priorshift import Prior, adjust
 from priorshift.report import Table, markdown
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.loss_speed import seconds, status
 from priorshift import metrics
 from priorshift.estimation._confusion import confusion_of
 from priorshift.report import Table, markdown
@@ -96,18 +96,6 @@ def jobs() -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
             lambda: confusion(logits, labels),
         ),
     }
-
-
-def seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
-def status(key: str) -> int:
-    """A number of bytes that Linux knows of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def peak_of(name: str, side: int) -> None:
