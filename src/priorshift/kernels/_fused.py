@@ -33,7 +33,7 @@ def cross_entropy(
     reduction: Literal["mean", "sum", "none"] = "none",
     definition: Definition,
 ) -> Float[Tensor, "*_"]:
-    """Cross-entropy of each row of `scores + log_prior`, 0 where ignored, for scores that `support` takes.
+    """Cross-entropy of the rows of `scores + log_prior`, 0 where ignored, for scores that `support` takes.
 
     Args:
         scores: Scores, `[M, C]`.

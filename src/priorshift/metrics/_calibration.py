@@ -61,9 +61,10 @@ def reliability(
     """
     edges = _edges(num_bins)
     samples = Samples(labels, "labels", weights)
-    classes = samples.classes(labels, "labels", samples.num_classes(probs, "probs"))
+    rows = samples.rows(probs, "probs")
+    classes = samples.classes(labels, "labels", rows.shape[1])
     confidence, predicted = torch.empty_like(samples.weights), torch.empty_like(classes)
-    for part, block in samples.probs(probs):
+    for part, block in samples.probs(rows):
         torch.max(block, dim=1, out=(confidence[part], predicted[part]))
     hits = predicted == classes
     bins = _bin(confidence, edges)
@@ -154,12 +155,13 @@ def classwise_calibration_error(
     """
     edges = _edges(num_bins)
     samples = Samples(labels, "labels", weights)
-    num_classes = samples.num_classes(probs, "probs")
+    rows = samples.rows(probs, "probs")
+    num_classes = rows.shape[1]
     classes = samples.classes(labels, "labels", num_classes)
     of_class = samples.sums(classes, num_classes, torch.ones_like(classes))
     excess = torch.zeros(num_classes, num_bins, dtype=torch.float64)
     # Nearly all probabilities are in the first bin, whose sum is what the others leave of the whole.
-    for part, block in samples.probs(probs):
+    for part, block in samples.probs(rows):
         weights = samples.weights[part]
         of_class -= weights @ block
         row, column = torch.nonzero(block > edges[1], as_tuple=True)

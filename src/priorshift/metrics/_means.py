@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from priorshift.metrics._samples import Rows, Samples, Weights, read_weights
+from priorshift.metrics._samples import Rows, Samples, Weights, read, read_weights
 
 
 def mean_class_probs(probs: Rows, *, weights: Weights | None = None) -> Float[Tensor, " classes"]:
@@ -32,9 +32,11 @@ def mean_class_probs(probs: Rows, *, weights: Weights | None = None) -> Float[Te
         Hong et al., *Disentangling label distribution for long-tailed visual recognition*,
         CVPR 2021, Figure 2.
     """
-    samples = Samples(probs, "probs", weights)
-    total = torch.zeros(samples.num_classes(probs, "probs"), dtype=torch.float64)
-    for part, block in samples.probs(probs):
+    given = read(probs, "probs")
+    samples = Samples(given, "probs", weights)
+    rows = samples.rows(given, "probs")
+    total = torch.zeros(rows.shape[1], dtype=torch.float64)
+    for part, block in samples.probs(rows):
         total += samples.weights[part] @ block
     return total / samples.weights.sum()
 

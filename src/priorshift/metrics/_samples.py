@@ -67,18 +67,27 @@ class Samples:
             )
         return indices
 
-    def probs(self, values: Rows) -> Iterator[tuple[slice, Float[Tensor, "block classes"]]]:
+    def rows(self, values: Rows, argument: str) -> Num[Tensor, "samples classes"]:
+        """One row for each sample, in the precision it came in; `probs` and `log_probs` read them."""
+        rows = read(values, argument)
+        if rows.ndim != 2 or rows.shape[0] != self._size or rows.shape[1] < 2:
+            raise ValueError(
+                f"Expected `{argument}` with one row per sample and at least two classes, ({self._size}, C), "
+                f"but got shape {tuple(rows.shape)}."
+            )
+        return rows
+
+    def probs(
+        self, rows: Num[Tensor, "samples classes"]
+    ) -> Iterator[tuple[slice, Float[Tensor, "block classes"]]]:
         """Rows of probabilities, clamped to [0, 1] where rounding left them outside, a block at a time.
 
         Refused once all have been read: only then may what was made of them be returned.
         """
-        rows = self._rows(values, "probs")
         lowest, highest, sums = torch.empty(3, len(self.weights), dtype=torch.float64)
         for part, block in self._blocks(rows):
-            lowest[part], highest[part] = (
-                block.amin(dim=1),
-                block.amax(dim=1),
-            )  # aminmax takes ten times as long
+            # In two passes: aminmax takes ten times as long.
+            lowest[part], highest[part] = block.amin(dim=1), block.amax(dim=1)
             sums[part] = block.sum(dim=1)
             yield part, block.clamp(0, 1)
         inside = (lowest >= -TOLERANCE) & (highest <= 1 + TOLERANCE)
@@ -91,9 +100,10 @@ class Samples:
             )
         self._refuse_wrong_sums(sums, "probs")
 
-    def log_probs(self, values: Rows) -> Iterator[tuple[slice, Float[Tensor, "block classes"]]]:
+    def log_probs(
+        self, rows: Num[Tensor, "samples classes"]
+    ) -> Iterator[tuple[slice, Float[Tensor, "block classes"]]]:
         r"""Rows of log-probabilities, as `probs` gives its; $-\infty$ is a probability of zero."""
-        rows = self._rows(values, "log_probs")
         sums = torch.empty(len(self.weights), dtype=torch.float64)
         for part, block in self._blocks(rows):
             sums[part] = block.logsumexp(dim=1).exp()
@@ -109,19 +119,6 @@ class Samples:
     ) -> Float[Tensor, " size"]:
         """The weighted sum of `values` over the samples of each index in `by`."""
         return torch.bincount(by, weights=self.weights * values, minlength=size)
-
-    def num_classes(self, values: Rows, argument: str) -> int:
-        """The number of columns."""
-        return self._rows(values, argument).shape[1]
-
-    def _rows(self, values: Rows, argument: str) -> Num[Tensor, "samples classes"]:
-        rows = read(values, argument)
-        if rows.ndim != 2 or rows.shape[0] != self._size or rows.shape[1] < 2:
-            raise ValueError(
-                f"Expected `{argument}` with one row per sample and at least two classes, ({self._size}, C), "
-                f"but got shape {tuple(rows.shape)}."
-            )
-        return rows
 
     def _blocks(
         self, rows: Num[Tensor, "samples classes"]

@@ -33,9 +33,10 @@ def brier_score(probs: Rows, labels: Classes, *, weights: Weights | None = None)
         with the mean over samples that its tables show.
     """
     samples = Samples(labels, "labels", weights)
-    classes = samples.classes(labels, "labels", samples.num_classes(probs, "probs"))
+    rows = samples.rows(probs, "probs")
+    classes = samples.classes(labels, "labels", rows.shape[1])
     squares = torch.empty_like(samples.weights)
-    for part, errors in samples.probs(probs):
+    for part, errors in samples.probs(rows):
         errors[torch.arange(len(errors)), classes[part]] -= 1
         squares[part] = errors.square_().sum(dim=1)
     return samples.mean(squares)
@@ -70,8 +71,9 @@ def negative_log_likelihood(log_probs: Rows, labels: Classes, *, weights: Weight
         with the mean over samples that its tables show.
     """
     samples = Samples(labels, "labels", weights)
-    classes = samples.classes(labels, "labels", samples.num_classes(log_probs, "log_probs"))
+    rows = samples.rows(log_probs, "log_probs")
+    classes = samples.classes(labels, "labels", rows.shape[1])
     of_truth = torch.empty_like(samples.weights)
-    for part, block in samples.log_probs(log_probs):
+    for part, block in samples.log_probs(rows):
         of_truth[part] = block[torch.arange(len(block)), classes[part]]
     return samples.mean(-of_truth)
