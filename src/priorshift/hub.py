@@ -14,13 +14,13 @@ from priorshift._files import written_whole
 from priorshift.data import FeatureSet
 from priorshift.evaluation import Comparison, compare
 from priorshift.export import Description, Scorer, load_scorer
-from priorshift.export._scorer import load_weights
 from priorshift.models import Classifier
 from priorshift.predictions import Predictions
 from priorshift.report import comparison_table, markdown
 from priorshift.report.words import describe_carried
 from priorshift.training import Run, TrainConfig, predict
 from priorshift.training.build import build_model
+from priorshift.training.run import load_weights
 
 CONFIG, TRAINING, WEIGHTS, CARD = "config.json", "training_config.json", "model.safetensors", "README.md"
 FILES = (CONFIG, TRAINING, WEIGHTS, CARD)
@@ -99,7 +99,7 @@ def load_pretrained(name: str | Path, *, revision: str | None = None) -> Scorer:
     except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{folder} is no model that can be read: {error}") from error
     model = _model(training, description, stage)
-    load_weights(model, weights, folder / WEIGHTS)
+    load_weights(model, weights, folder / WEIGHTS, folder / TRAINING)
     return Scorer(model, description)
 
 

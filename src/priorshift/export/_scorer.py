@@ -9,10 +9,7 @@ from torch import Tensor, nn
 
 from priorshift.data import FeatureSet, ImageSet, StoredImages
 from priorshift.export._description import Description
-from priorshift.models import Classifier
-from priorshift.priors import Prior
-from priorshift.training import Run
-from priorshift.training.build import build_model, carried_prior, load_data
+from priorshift.training.run import load_trained
 
 
 @final
@@ -29,6 +26,7 @@ class Scorer(nn.Module):
         description: What it is.
 
     Example:
+        >>> from priorshift import Prior
         >>> description = Description(
         ...     class_names=("cat", "dog"),
         ...     carried=Prior([0.9, 0.1]),
@@ -73,18 +71,8 @@ def load_scorer(folder: Path) -> Scorer:
         FileNotFoundError: If the folder is no run folder, or not trained yet.
         ValueError: If a file in it cannot be read, or the weights do not fit the config.
     """
-    run = Run(folder)
-    config = run.config()
-    weights, progress = run.load_weights()
-    splits = load_data(config.data)
-    if config.skip_unreadable:
-        splits = splits.readable()
-    train, stage = splits.train, progress["stage"]
-    if not 0 <= stage < len(config.stages):
-        raise ValueError(f"{run.weights_file} does not fit {run.config_file}: no stage {stage}.")
-    model = build_model(config, train, stage, pretrained=False)
-    load_weights(model, weights, run.weights_file)
-    carried, carried_by = carried_prior(config, stage, Prior.from_counts(train.counts))
+    config, splits, model, carried, carried_by, progress = load_trained(folder)
+    train = splits.train
     description = Description(
         class_names=train.class_names,
         carried=carried,
@@ -102,18 +90,6 @@ def load_scorer(folder: Path) -> Scorer:
         },
     )
     return Scorer(model, description)
-
-
-def load_weights(model: Classifier, weights: dict[str, Tensor], file: Path) -> None:
-    """Load weights that have to fit.
-
-    Raises:
-        ValueError: If they do not; the message names the file.
-    """
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{file} does not fit the config beside it: {error}") from error
 
 
 def _input_shape(data: ImageSet | StoredImages | FeatureSet, size: int) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ import json
 import platform
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import priorshift
 from priorshift._files import written_whole
-from priorshift.data import Feed, feed
+from priorshift.data import Feed, Splits, feed
 from priorshift.models import Classifier
 from priorshift.predictions import Predictions
 from priorshift.priors import Prior
@@ -204,6 +204,62 @@ def collect(
     return torch.cat([torch.empty(0, width), *said])
 
 
+class Trained(NamedTuple):
+    """A trained run, read back.
+
+    Attributes:
+        config: What was asked for.
+        splits: Its data.
+        model: Its classifier, on the CPU.
+        carried: The prior that the logits carry.
+        carried_by: Whether by "theory" or by "convention".
+        progress: How far the weights were trained, and where.
+    """
+
+    config: TrainConfig
+    splits: Splits
+    model: Classifier
+    carried: Prior
+    carried_by: Literal["theory", "convention"]
+    progress: dict[str, Any]
+
+
+def load_trained(folder: Path) -> Trained:
+    """Read a run's config, data and weights.
+
+    Raises:
+        FileNotFoundError: If the folder is no run folder, or not trained yet.
+        ValueError: If a file in it cannot be read, or the weights do not fit the config.
+    """
+    run = Run(folder)
+    config = run.config()
+    weights, progress = run.load_weights()
+    splits = load_data(config.data)
+    if config.skip_unreadable:
+        splits = splits.readable()
+    stage = progress["stage"]
+    if not 0 <= stage < len(config.stages):
+        raise ValueError(f"{run.weights_file} does not fit {run.config_file}: no stage {stage}.")
+    model = build_model(config, splits.train, stage, pretrained=False)
+    load_weights(model, weights, run.weights_file, run.config_file)
+    carried, carried_by = carried_prior(config, stage, Prior.from_counts(splits.train.counts))
+    return Trained(config, splits, model, carried, carried_by, progress)
+
+
+def load_weights(
+    model: Classifier, weights: dict[str, Tensor], weights_file: Path, config_file: Path
+) -> None:
+    """Load weights that have to fit.
+
+    Raises:
+        ValueError: If they do not; the message names the files.
+    """
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{weights_file} does not fit {config_file}: {error}") from error
+
+
 def predict(folder: Path, split: str = "test", *, device: str = "auto") -> Predictions:
     """Predict with a trained run on one of its splits, with the carried prior and the facts of the run.
 
@@ -217,27 +273,14 @@ def predict(folder: Path, split: str = "test", *, device: str = "auto") -> Predi
         ValueError: If a file in it cannot be read, the weights do not fit the config, or the split does not
             exist.
     """
-    run = Run(folder)
-    config = run.config()
-    weights, progress = run.load_weights()
-    splits = load_data(config.data)
-    if config.skip_unreadable:
-        splits = splits.readable()
+    here = resolve_device(device)
+    config, splits, model, carried, carried_by, progress = load_trained(folder)
     data = splits.named(split)
     if not len(data):
         raise ValueError(f"The {split} split of this run is empty: give its data a `held_out` share.")
-    here = resolve_device(device)
-    if not 0 <= progress["stage"] < len(config.stages):
-        raise ValueError(f"{run.weights_file} does not fit {run.config_file}: no stage {progress['stage']}.")
-    model = build_model(config, data, progress["stage"], pretrained=False).to(here)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{run.weights_file} does not fit {run.config_file}: {error}") from error
-    carried, carried_by = carried_prior(config, progress["stage"], Prior.from_counts(splits.train.counts))
     return Predictions(
         logits=collect(
-            model,
+            model.to(here),
             feed(data, here, preparation=config.preparation, workers=config.workers),
             config.batch_size,
             data.num_classes,
