@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.loss_speed import status
 from priorshift import Prior
 from priorshift.losses import lade_loss, linear_lade, linear_logit_adjusted
 
@@ -110,12 +111,6 @@ def peak_memory(size: Size, name: str) -> float:
     before = status("VmRSS")
     step(LOSSES[name], problem)
     return (status("VmHWM") - before - gradients) / 2**20
-
-
-def status(field: str) -> int:
-    """Bytes of memory of this process by Linux's account."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def measure(size: Size, rounds: int) -> list[tuple[str, ...]]:
