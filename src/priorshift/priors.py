@@ -1,107 +1,131 @@
-"""Class priors: the one validated form in which every other room receives a class mix."""
+"""Class priors, the one validated form of a class mix. Over 400 lines, half of which document one class."""
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, final, overload
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-ArrayLike: TypeAlias = Tensor | npt.NDArray[Any] | Sequence[float] | Sequence[int]
-IndexLike: TypeAlias = Tensor | npt.NDArray[Any] | Sequence[int]
+from priorshift._inputs import Array, ArrayLike, Names, align, quoted, read_labels, read_names, read_per_class
+
+__all__ = ["Prior"]
+
+Shares: TypeAlias = npt.NDArray[np.float64]
+Counts: TypeAlias = npt.NDArray[np.int64]
+_NAMED = 6
+"""Classes that a `repr` shows."""
 
 
+@final
 class Prior:
-    r"""A class prior $\pi$: one probability per class, in float64, validated once and immutable.
+    r"""A class prior $\pi$: one probability per class, float64, validated once and immutable.
 
     Every scorer's logits carry such a prior, every deployment has one as its target, and
     [`adjust`][priorshift.adjust] moves logits from the first to the second.
 
     A class may have zero mass when it is a *target* (that class does not occur there). A *source* or
     *carried* prior must be strictly positive, since its logarithm is subtracted: the functions that need
-    that refuse zeros by the index of the class.
+    that refuse zeros by the name or index of the class.
+
+    A prior composes with NumPy: `np.asarray(prior)` are its probabilities, `prior[2]` and `prior["cat"]` the
+    share of a class, and it has a length and can be iterated over.
 
     Args:
-        probs: One non-negative number per class, shape `[C]`, from a list, NumPy or torch. It is divided by
-            its sum, so any positive multiple of a distribution is accepted.
+        probs: One non-negative number per class, shape `[C]`: an array of any library, a list, a column, or
+            class names and their shares as a mapping, a Series with an index or a table of two columns. It
+            is divided by its sum, so any positive multiple of a distribution is accepted.
         counts: The sample counts behind the probabilities, whole numbers, `[C]`, where they are known.
+        names: The class names in order, where `probs` does not bring them. Given both, `probs` is put in the
+            order of `names`.
 
     Raises:
         TypeError: If `probs` cannot be read as real numbers.
         ValueError: If `probs` is not one-dimensional with at least two entries, or holds a negative or
-            non-finite number, or sums to zero; or `counts` does not fit.
+            non-finite number, or sums to zero; or `counts` or `names` do not fit.
 
     Example:
-        >>> prior = Prior([0.7, 0.2, 0.1])
-        >>> prior.num_classes
-        3
-        >>> [round(p, 3) for p in prior.tempered(0.5).probs.tolist()]
-        [0.523, 0.279, 0.198]
+        >>> prior = Prior({"cat": 70, "dog": 20, "owl": 10})
+        >>> prior
+        Prior({'cat': 0.7, 'dog': 0.2, 'owl': 0.1})
+        >>> prior["dog"], len(prior)
+        (0.2, 3)
+        >>> Prior([0.7, 0.2, 0.1]).tempered(0.5).probs.round(3)
+        array([0.523, 0.279, 0.198])
     """
 
-    __slots__ = ("_counts", "_log_probs", "_probs")
+    __slots__ = ("_counts", "_log_probs", "_names", "_probs")
 
-    _probs: Tensor
-    _log_probs: Tensor
-    _counts: Tensor | None
+    _probs: Shares
+    _log_probs: Shares
+    _counts: Counts | None
+    _names: Names
 
-    def __init__(self, probs: ArrayLike, *, counts: ArrayLike | None = None) -> None:
-        masses = _as_masses(probs, "probs")
+    def __init__(
+        self, probs: ArrayLike, *, counts: ArrayLike | None = None, names: Sequence[str] | None = None
+    ) -> None:
+        masses, found = _read_masses(probs, "probs", names)
         # Sums that are 1 up to rounding stay, so that the probabilities of a prior give the same prior.
-        rounding = masses.shape[0] * torch.finfo(torch.float64).eps
-        self._probs = masses if abs(masses.sum().item() - 1) <= rounding else masses / masses.sum()
-        self._log_probs = self._probs.log()
-        self._counts = None if counts is None else _as_counts(counts)
-        if self._counts is not None and self._counts.shape != self._probs.shape:
+        total = masses.sum()
+        rounding = len(masses) * np.finfo(np.float64).eps
+        shares = masses if abs(total - 1) <= rounding else masses / total
+        with np.errstate(divide="ignore"):
+            log_probs = np.log(shares)
+        tallies = None if counts is None else _read_counts(counts, "counts", found)[0]
+        if tallies is not None and tallies.shape != shares.shape:
             raise ValueError(
-                f"Expected `counts` with one entry per class, {tuple(self._probs.shape)}, "
-                f"but got shape {tuple(self._counts.shape)}."
+                f"Expected `counts` with one entry per class, {shares.shape}, but got shape {tallies.shape}."
             )
+        self._set(shares, log_probs, tallies, found)
 
     @classmethod
-    def uniform(cls, num_classes: int) -> "Prior":
+    def uniform(cls, num_classes: int, *, names: Sequence[str] | None = None) -> "Prior":
         """The uniform prior $p_u(y) = 1/C$, the target of the balanced error.
 
         Example:
-            >>> Prior.uniform(4).probs.tolist()
-            [0.25, 0.25, 0.25, 0.25]
+            >>> Prior.uniform(4)
+            Prior([0.25, 0.25, 0.25, 0.25])
         """
-        _check_num_classes(num_classes)
-        return cls(torch.ones(num_classes, dtype=torch.float64))
+        check_num_classes(num_classes)
+        return cls(np.ones(num_classes), names=names)
 
     @classmethod
-    def from_log_probs(cls, log_probs: ArrayLike) -> "Prior":
+    def from_log_probs(cls, log_probs: ArrayLike, *, names: Sequence[str] | None = None) -> "Prior":
         r"""The prior of log-probabilities, up to a constant, where probabilities would underflow.
 
         Args:
             log_probs: One number per class, shape `[C]`; $-\infty$ gives a class zero mass.
+            names: The class names in order.
 
         Raises:
             TypeError: If `log_probs` cannot be read as real numbers.
             ValueError: If it is not of shape `[C]` with $C \ge 2$, holds NaN or $+\infty$, or nothing finite.
 
         Example:
-            >>> Prior.from_log_probs([-1000.0, -1000.0]).probs.tolist()
-            [0.5, 0.5]
+            >>> Prior.from_log_probs([-1000.0, -1000.0])
+            Prior([0.5, 0.5])
         """
-        logs = _as_vector(log_probs, "log_probs")
-        if logs.isnan().any() or (logs == torch.inf).any() or not logs.isfinite().any():
+        logs, found = read_per_class(log_probs, "log_probs", names=names)
+        if np.isnan(logs).any() or (logs == np.inf).any() or not np.isfinite(logs).any():
             raise ValueError(
                 "Expected `log_probs` to be finite or −inf, and finite for some class, "
                 f"but got {logs.tolist()[:10]}."
             )
-        prior = cls(torch.softmax(logs, dim=0))
-        prior._log_probs = logs.log_softmax(dim=0)
+        logs = logs - logs.max()
+        masses = np.exp(logs)
+        prior = cls(masses, names=_names_of(found, names, len(logs)))
+        prior._set(prior._probs, logs - np.log(masses.sum()), None, prior._names)
         return prior
 
     @classmethod
-    def from_counts(cls, counts: ArrayLike, *, smoothing: float | None = None) -> "Prior":
+    def from_counts(
+        cls, counts: ArrayLike, *, names: Sequence[str] | None = None, smoothing: float | None = None
+    ) -> "Prior":
         r"""The empirical class frequencies $\pi_y = (n_y + s) / (N + C s)$.
 
         Args:
-            counts: Number of training samples of each class, shape `[C]`, whole numbers.
+            counts: Number of training samples of each class, whole numbers: an array, `[C]`, or names and
+                counts as a dict, a Counter, a Series as `value_counts()` gives it, or a table of two columns.
+            names: The class names in order, where `counts` does not bring them.
             smoothing: Pseudo-count $s > 0$ added to every class (1 is Laplace's rule). Without it a class of
                 zero samples is refused: its log-prior would be $-\infty$.
 
@@ -109,69 +133,119 @@ class Prior:
             ValueError: If a count is negative or not whole, or a class has no sample and `smoothing` is None.
 
         Example:
-            >>> Prior.from_counts([6, 3, 1]).probs.tolist()
-            [0.6, 0.3, 0.1]
+            >>> Prior.from_counts({"cat": 6, "dog": 3, "owl": 1})
+            Prior({'cat': 0.6, 'dog': 0.3, 'owl': 0.1})
             >>> Prior.from_counts([6, 3, 0])
             Traceback (most recent call last):
             ValueError: Expected every class to have training samples, but `counts` is zero for class 2. Pass
             `smoothing=1.0` to add a pseudo-count to every class.
         """
-        tallies = _as_counts(counts)
+        tallies, found = _read_counts(counts, "counts", names)
         if smoothing is None:
-            absent = torch.nonzero(tallies == 0).flatten().tolist()
+            absent = np.flatnonzero(tallies == 0).tolist()
             if absent:
                 raise ValueError(
                     "Expected every class to have training samples, but `counts` is zero for "
-                    f"{name_classes(absent)}. Pass `smoothing=1.0` to add a pseudo-count to every class."
+                    f"{name_classes(absent, found)}. Pass `smoothing=1.0` to add a pseudo-count to every "
+                    "class."
                 )
         elif not 0 < smoothing < float("inf"):
             raise ValueError(f"Expected `smoothing` to be a positive finite number, but got {smoothing}.")
-        return cls(tallies.to(torch.float64) + (smoothing or 0.0), counts=tallies)
+        return cls(tallies + (smoothing or 0.0), counts=tallies, names=found)
 
     @classmethod
     def from_labels(
         cls,
-        labels: IndexLike,
-        num_classes: int,
+        labels: ArrayLike,
+        num_classes: int | None = None,
         *,
+        names: Sequence[str] | None = None,
         smoothing: float | None = None,
     ) -> "Prior":
         """The empirical class frequencies of some labels.
 
         Args:
-            labels: Class indices, any shape.
-            num_classes: Number of classes $C$; a class may be missing from `labels` only with `smoothing`.
+            labels: Class indices or class names, any shape.
+            num_classes: Number of classes $C$, required with indices unless `names` are given; a class may be
+                missing from `labels` only with `smoothing`.
+            names: The class names in order. Without them names are sorted, or in the order of the categories
+                of a categorical column.
             smoothing: As in `from_counts`.
 
         Raises:
-            ValueError: If a label lies outside $0 … C-1$, or a class has no sample and `smoothing` is None.
+            ValueError: If a label is no class, or a class has no sample and `smoothing` is None.
 
         Example:
-            >>> Prior.from_labels([0, 0, 1, 0], num_classes=2).probs.tolist()
-            [0.75, 0.25]
+            >>> Prior.from_labels(["dog", "cat", "cat", "cat"])
+            Prior({'cat': 0.75, 'dog': 0.25})
+            >>> Prior.from_labels([0, 0, 1, 0], num_classes=2)
+            Prior([0.75, 0.25])
         """
-        _check_num_classes(num_classes)
-        return cls.from_counts(count_labels(labels, num_classes), smoothing=smoothing)
+        if names is None and num_classes is None:
+            names = _names_in(labels)
+        if names is not None:
+            names = read_names(names, "names", num_classes)
+            num_classes = len(names)
+        elif _named(labels):
+            names = _names_in(labels)
+            assert num_classes is not None and names is not None
+            read_names(names, "labels", num_classes)
+        assert num_classes is not None
+        check_num_classes(num_classes)
+        return cls.from_counts(
+            count_labels(labels, num_classes, names=names), names=names, smoothing=smoothing
+        )
 
     @property
-    def probs(self) -> Float[Tensor, " classes"]:
-        """The probabilities, float64, shape `[C]`, summing to 1. A copy: writing to it changes nothing."""
-        return self._probs.clone()
+    def probs(self) -> Shares:
+        """The probabilities, float64, shape `[C]`, summing to 1; read-only."""
+        return self._probs
 
     @property
-    def log_probs(self) -> Float[Tensor, " classes"]:
-        r"""The log-probabilities, float64, shape `[C]`; $-\infty$ for a class of zero mass. A copy."""
-        return self._log_probs.clone()
+    def log_probs(self) -> Shares:
+        r"""The log-probabilities, float64, shape `[C]`; $-\infty$ for a class of zero mass; read-only."""
+        return self._log_probs
 
     @property
-    def counts(self) -> Int[Tensor, " classes"] | None:
+    def counts(self) -> Counts | None:
         """The sample counts the prior was made from, int64, shape `[C]`; None where they are not known."""
-        return None if self._counts is None else self._counts.clone()
+        return self._counts
+
+    @property
+    def names(self) -> Names:
+        """The class names in order; None where they are not known."""
+        return self._names
 
     @property
     def num_classes(self) -> int:
         """The number of classes, $C$."""
-        return self._probs.shape[0]
+        return len(self._probs)
+
+    def to_dict(self) -> dict[str, float] | dict[int, float]:
+        """Class name → share; class index → share where there are no names.
+
+        Example:
+            >>> Prior([0.25, 0.75]).to_dict()
+            {0: 0.25, 1: 0.75}
+        """
+        if self._names is None:
+            return dict(enumerate(self._probs.tolist()))
+        return dict(zip(self._names, self._probs.tolist(), strict=True))
+
+    def named(self, names: Sequence[str] | None) -> "Prior":
+        """The prior in the order of `names`: sorted into it if it has names, else given these.
+
+        Raises:
+            ValueError: If `names` are not one for each class, or others than the prior's own.
+        """
+        if names is None or self._names == tuple(names):
+            return self
+        known = read_names(names, "names", self.num_classes)
+        if self._names is None:
+            return _restored(self._probs, self._log_probs, self._counts, known)
+        order = align(self._names, known, "names")
+        counts = None if self._counts is None else self._counts[order]
+        return _restored(self._probs[order], self._log_probs[order], counts, known)
 
     def tempered(self, exponent: float) -> "Prior":
         r"""The prior $\propto \pi^t$: 1 leaves it, 0 gives the uniform prior, 0.5 is square-root sampling.
@@ -180,153 +254,219 @@ class Prior:
             ValueError: If `exponent` is not finite, or is at most zero while a class has zero mass.
 
         Example:
-            >>> Prior([0.9, 0.1]).tempered(0.0).probs.tolist()
-            [0.5, 0.5]
+            >>> Prior([0.9, 0.1]).tempered(0.0)
+            Prior([0.5, 0.5])
         """
         if not np.isfinite(exponent):
             raise ValueError(f"Expected `exponent` to be finite, but got {exponent}.")
         if exponent <= 0:
             self.require_positive("prior")
         if exponent == 0:
-            return Prior.uniform(self.num_classes)
-        return Prior.from_log_probs(exponent * self._log_probs)
+            return self.uniform(self.num_classes, names=self._names)
+        return self.from_log_probs(exponent * self._log_probs, names=self._names)
 
     def matches(self, other: "Prior") -> bool:
-        """Whether another prior is the same one up to rounding: as many classes, each within a millionth.
+        """True if another prior is the same up to rounding: as many classes, each within a millionth.
+
+        Classes are matched by name where both priors have names.
 
         Example:
             >>> Prior([0.1, 0.9]).matches(Prior([1, 9])), Prior([0.1, 0.9]).matches(Prior([0.2, 0.8]))
             (True, False)
         """
-        return self.num_classes == other.num_classes and torch.allclose(
-            self._probs, other._probs, rtol=1e-6, atol=0
-        )
+        if self.num_classes != other.num_classes:
+            return False
+        if self._names is not None and other._names is not None:
+            if set(self._names) != set(other._names):
+                return False
+            other = other.named(self._names)
+        with np.errstate(invalid="ignore"):
+            near = np.abs(self._log_probs - other._log_probs) <= 1e-6
+        return bool((near | (self._log_probs == other._log_probs)).all())
 
     def require_positive(self, argument: str) -> "Prior":
-        """Return the prior itself, or refuse it by the indices of its classes of zero mass.
+        """Return the prior itself, or refuse it by the names or indices of its classes of zero mass.
 
         Raises:
             ValueError: If a class has zero mass; the message names `argument`.
         """
-        absent = torch.nonzero(self._log_probs == -torch.inf).flatten().tolist()
+        absent = np.flatnonzero(self._log_probs == -np.inf).tolist()
         if absent:
             raise ValueError(
-                f"Expected `{argument}` to be strictly positive, but it is zero for {name_classes(absent)}."
+                f"Expected `{argument}` to be strictly positive, "
+                f"but it is zero for {name_classes(absent, self._names)}."
             )
         return self
 
     def __len__(self) -> int:
-        return self.num_classes
+        return len(self._probs)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self._probs.tolist())
+
+    @overload
+    def __getitem__(self, key: int | str) -> float: ...
+    @overload
+    def __getitem__(self, key: Any) -> Any: ...
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            if self._names is None or key not in self._names:
+                raise KeyError(f"There is no class {key!r}; there are {quoted(self._names or ())}.")
+            key = self._names.index(key)
+        found = self._probs[key]
+        return float(found) if np.ndim(found) == 0 else found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is False and dtype not in (None, np.float64):
+            raise ValueError(f"Expected `dtype` float64 where no copy may be made, but got {dtype}.")
+        return np.array(self._probs, dtype=dtype, copy=copy)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Prior):
             return NotImplemented
-        return torch.equal(self._probs, other._probs)
+        return self._names == other._names and np.array_equal(self._probs, other._probs)
 
     def __hash__(self) -> int:
-        return hash(tuple(self._probs.tolist()))
+        return hash((self._names, tuple(self._probs.tolist())))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (self._probs, self._log_probs, self._counts, self._names)
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{p:.4g}" for p in self._probs[:6].tolist())
-        return f"Prior([{shown}{', …' if self.num_classes > 6 else ''}], num_classes={self.num_classes})"
+        shares = [f"{share:.4g}" for share in self._probs[:_NAMED].tolist()]
+        if self._names is not None:
+            shares = [f"{name!r}: {share}" for name, share in zip(self._names, shares, strict=False)]
+        rest = f", …, {self.num_classes} classes" if self.num_classes > _NAMED else ""
+        inside = f"{', '.join(shares)}{rest}"
+        return f"Prior([{inside}])" if self._names is None else f"Prior({{{inside}}})"
+
+    def _set(self, probs: Shares, log_probs: Shares, counts: Counts | None, names: Names) -> "Prior":
+        for array in (probs, log_probs, counts):
+            if array is not None:
+                array.flags.writeable = False
+        self._probs, self._log_probs, self._counts, self._names = probs, log_probs, counts, names
+        return self
 
 
-def as_prior(prior: Prior | ArrayLike, argument: str, num_classes: int | None = None) -> Prior:
-    """Read an argument that may be a `Prior` or plain probabilities, and check its length.
+def as_prior(
+    prior: Prior | ArrayLike,
+    argument: str,
+    num_classes: int | None = None,
+    *,
+    names: Sequence[str] | None = None,
+) -> Prior:
+    """Read an argument that may be a `Prior` or anything that makes one, and match it to the classes.
+
+    Args:
+        prior: The argument.
+        argument: Its name in messages.
+        num_classes: The number of classes that is expected.
+        names: The class names that are expected, where they are known; the result is in their order.
 
     Raises:
-        ValueError: If it is no prior, or not of `num_classes` classes; the message names `argument`.
+        ValueError: If it is no prior, not of `num_classes` classes, or names other classes.
     """
     if not isinstance(prior, Prior):
-        prior = Prior(_as_masses(prior, argument))
+        masses, found = _read_masses(prior, argument, None)
+        prior = Prior(masses, names=found)
     if num_classes is not None and prior.num_classes != num_classes:
+        if names is not None and prior.names is not None:
+            align(prior.names, names, argument)
         raise ValueError(
             f"Expected `{argument}` with one entry per class, {num_classes}, but got {prior.num_classes}."
         )
-    return prior
+    if names is not None and prior.names is not None and prior.names != tuple(names):
+        align(prior.names, names, argument)
+    return prior.named(names)
 
 
-def count_labels(labels: IndexLike, num_classes: int) -> Int[Tensor, " classes"]:
-    """Number of occurrences of each class index, int64, shape `[C]`.
+def count_labels(labels: ArrayLike, num_classes: int, *, names: Sequence[str] | None = None) -> Counts:
+    """Number of occurrences of each class, int64, shape `[C]`.
 
     Raises:
-        TypeError: If `labels` are not whole numbers.
-        ValueError: If a label lies outside $0 … C-1$.
+        TypeError: If `labels` are neither whole numbers nor names.
+        ValueError: If a label is no class.
     """
-    indices = _as_tensor(labels).flatten()
-    if indices.numel() and (
-        indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool
-    ):
-        raise TypeError(f"Expected `labels` to be class indices, but got dtype {indices.dtype}.")
-    indices = indices.to(torch.int64)
-    outside = indices[(indices < 0) | (indices >= num_classes)]
-    if outside.numel():
-        raise ValueError(
-            f"Expected `labels` between 0 and {num_classes - 1}, but got {int(outside[0])} "
-            f"({outside.numel()} of {indices.numel()} labels are out of range)."
-        )
-    return torch.bincount(indices, minlength=num_classes)
+    return np.bincount(read_labels(labels, num_classes=num_classes, names=names), minlength=num_classes)
 
 
-def name_classes(indices: Sequence[int]) -> str:
-    """Class indices in words, at most ten of them: `class 2`, `classes 0, 3 and 7 more`."""
-    shown = ", ".join(str(index) for index in indices[:10])
+def name_classes(indices: Sequence[int], names: Sequence[str] | None = None) -> str:
+    """Classes in words, at most ten of them: `class 2`, `classes 0, 3 and 7 more`, `class 'cat'`."""
+    shown = ", ".join(str(index) if names is None else repr(names[index]) for index in indices[:10])
     more = f" and {len(indices) - 10} more" if len(indices) > 10 else ""
     return f"{'class' if len(indices) == 1 else 'classes'} {shown}{more}"
 
 
-def _as_vector(values: ArrayLike, argument: str) -> Float[Tensor, " classes"]:
-    try:
-        vector = _as_tensor(values)
-        if vector.is_complex():
-            raise TypeError("complex numbers have no order")
-        vector = vector.to(torch.float64, copy=True)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"Expected `{argument}` to be real numbers, one per class, but got {values!r}."
-        ) from error
-    if vector.ndim != 1 or vector.shape[0] < 2:
-        raise ValueError(
-            f"Expected `{argument}` with one entry per class, at least two, "
-            f"but got shape {tuple(vector.shape)}."
-        )
-    return vector
+def prior_as_arrays(prior: Prior, name: str) -> dict[str, Shares]:
+    """What a file holds of a prior: its probabilities, or its log-probabilities where one underflows."""
+    lost = (prior.probs < np.finfo(np.float64).tiny) & (prior.log_probs > -np.inf)
+    return {f"{name}_log_probs": prior.log_probs} if lost.any() else {name: prior.probs}
 
 
-def _as_masses(values: ArrayLike, argument: str) -> Float[Tensor, " classes"]:
-    masses = _as_vector(values, argument)
-    wrong = torch.nonzero(~(masses.isfinite() & (masses >= 0))).flatten()
-    if wrong.numel():
-        first = int(wrong[0])
-        raise ValueError(
-            f"Expected `{argument}` to be finite and non-negative, "
-            f"but got {masses[first].item()} for class {first}."
-        )
-    total = masses.sum().item()
-    if total == 0 or total == float("inf"):
-        raise ValueError(f"Expected `{argument}` to have a positive finite sum, but it sums to {total:g}.")
-    return masses
+def prior_from_arrays(arrays: Mapping[str, Array], name: str) -> Prior:
+    """Read what `prior_as_arrays` gave.
+
+    Raises:
+        KeyError: If the file holds no such prior.
+        ValueError: If what it holds is none.
+    """
+    if (logs := arrays.get(f"{name}_log_probs")) is not None:
+        return Prior.from_log_probs(logs)
+    return Prior(arrays[name])
 
 
-def _as_tensor(values: ArrayLike | IndexLike) -> Tensor:
-    # NumPy reads lists in float64 where torch would round to float32, and copies arrays that are read-only
-    # or reversed, which torch warns of or refuses.
-    return (
-        values.detach().cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values, order="C"))
-    )
-
-
-def _as_counts(counts: ArrayLike) -> Int[Tensor, " classes"]:
-    tallies = _as_masses(counts, "counts")
-    fractional = torch.nonzero(tallies != tallies.round()).flatten().tolist()
-    if fractional:
-        raise ValueError(
-            f"Expected `counts` to hold whole numbers, but got {tallies[fractional[0]].item()} "
-            f"for class {fractional[0]}."
-        )
-    return tallies.to(torch.int64)
-
-
-def _check_num_classes(num_classes: int) -> None:
+def check_num_classes(num_classes: int) -> None:
+    """Refuse fewer than two classes."""
     if num_classes < 2:
         raise ValueError(f"Expected `num_classes` to be at least 2, but got {num_classes}.")
+
+
+def _restored(*parts: Any) -> Prior:
+    return object.__new__(Prior)._set(*parts)
+
+
+def _read_masses(values: ArrayLike, argument: str, names: Sequence[str] | None) -> tuple[Shares, Names]:
+    if isinstance(values, Prior):
+        values = values.to_dict() if values.names is not None else values.probs
+    masses, found = read_per_class(values, argument, names=names)
+    found = _names_of(found, names, len(masses))
+    wrong = np.flatnonzero(~(np.isfinite(masses) & (masses >= 0)))
+    if len(wrong):
+        raise ValueError(
+            f"Expected `{argument}` to be finite and non-negative, "
+            f"but got {masses[wrong[0]]} for {name_classes([int(wrong[0])], found)}."
+        )
+    with np.errstate(over="ignore"):
+        total = masses.sum()
+    if total == 0 or total == np.inf:
+        raise ValueError(f"Expected `{argument}` to have a positive finite sum, but it sums to {total:g}.")
+    return masses, found
+
+
+def _read_counts(counts: ArrayLike, argument: str, names: Sequence[str] | None) -> tuple[Counts, Names]:
+    tallies, found = _read_masses(counts, argument, names)
+    fractional = np.flatnonzero(tallies != np.round(tallies)).tolist()
+    if fractional:
+        raise ValueError(
+            f"Expected `{argument}` to hold whole numbers, but got {tallies[fractional[0]]} "
+            f"for {name_classes(fractional[:1], found)}."
+        )
+    return tallies.astype(np.int64), found
+
+
+def _names_of(found: Names, names: Sequence[str] | None, num_classes: int) -> Names:
+    return found if names is None else read_names(names, "names", num_classes)
+
+
+def _named(labels: ArrayLike) -> bool:
+    return np.asarray(labels).dtype.kind in "OUST" if not hasattr(labels, "detach") else False
+
+
+def _names_in(labels: ArrayLike) -> tuple[str, ...]:
+    """The categories of a categorical column, or the different names in some labels, sorted."""
+    if not _named(labels):
+        raise ValueError(
+            "Expected `num_classes`, the number of classes, with labels that are indices, but got None."
+        )
+    categories = getattr(getattr(labels, "cat", None), "categories", None)
+    return tuple(map(str, np.unique(np.asarray(labels).astype(str)) if categories is None else categories))
