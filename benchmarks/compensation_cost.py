@@ -31,14 +31,15 @@ WAYS = ("as trained", "compensated", "scaled, compensated")
 
 
 def fitted_scale(validation: Predictions) -> float:
-    """The factor on the logits, moved to the uniform mix, that minimises the NLL of a balanced split."""
-    logits = validation.adjusted(Prior.uniform(validation.num_classes)).logits.double()
+    """The factor on the logits, moved to the uniform mix, that minimizes the NLL of a balanced split."""
+    logits = torch.tensor(validation.adjusted(Prior.uniform(validation.num_classes)).logits).double()
+    labels = torch.tensor(validation.labels)
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([scale], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(scale * logits, validation.labels)
+        loss = F.cross_entropy(scale * logits, labels)
         loss.backward()
         return loss
 

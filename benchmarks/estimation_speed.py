@@ -93,19 +93,16 @@ def work(side: str, file: Path) -> None:
         def solve(tolerance: float) -> dict[str, Any]:
             return {"probs": EMQ.EM(source, probs, tolerance)[0].tolist()}
     else:
-        import torch
-
         from priorshift import Prior
-        from priorshift.estimation import maximise_likelihood
+        from priorshift.estimation import Likelihood
 
-        torch.set_num_threads(threads)
-        version = torch.__version__
+        version = np.__version__
         carried = Prior(source)
-        log_ratios = torch.from_numpy(logits) - carried.log_probs.float()
+        log_ratios = logits - carried.log_probs.astype(np.float32)
         del logits
 
         def solve(tolerance: float) -> dict[str, Any]:
-            found = maximise_likelihood(log_ratios, start=carried, tolerance=tolerance)
+            found = Likelihood(log_ratios).maximize(start=carried, tolerance=tolerance)
             return {"probs": found.prior.probs.tolist(), "shortfall": found.shortfall, "steps": found.steps}
 
     before = resident()
@@ -161,31 +158,26 @@ class Worker:
 
 
 class PlainEM:
-    """Expectation maximisation as it is written, in float64: what the others are held against."""
+    """Expectation maximization as it is written, in float64: the reference of the others."""
 
     def __init__(self, logits: np.ndarray, source: np.ndarray) -> None:
-        import torch
-
-        shifted = torch.from_numpy(logits).double() - torch.from_numpy(np.log(source))
-        self._ratios = (shifted - shifted.amax(dim=1, keepdim=True)).exp_()
-        self._source = torch.from_numpy(source)
+        self._ratios = logits - np.log(source)
+        self._ratios -= self._ratios.max(axis=1, keepdims=True)
+        np.exp(self._ratios, out=self._ratios)
+        self._source = source
 
     def likelihood(self, probs: Any) -> float:
         """The mean log-likelihood, up to a constant."""
-        import torch
+        return float(np.log(self._ratios @ np.asarray(probs)).mean())
 
-        return (self._ratios @ torch.as_tensor(probs, dtype=torch.float64)).log().mean().item()
-
-    def step(self, probs: Any) -> Any:
+    def step(self, probs: Any) -> np.ndarray:
         """The mean posterior."""
-        import torch
-
-        probs = torch.as_tensor(probs, dtype=torch.float64)
+        probs = np.asarray(probs)
         return probs * ((1 / (self._ratios @ probs)) @ self._ratios) / len(self._ratios)
 
     def change(self, probs: Any) -> float:
         """What EMQ compares with its tolerance: the mean absolute change by one more step."""
-        return float(np.abs(self.step(probs).numpy() - np.asarray(probs)).mean())
+        return float(np.abs(self.step(probs) - np.asarray(probs)).mean())
 
     def run(self, steps: int) -> float:
         """The likelihood after so many steps."""
@@ -271,11 +263,8 @@ def main() -> None:
         work(options.side, options.file)
         return
 
-    import torch
-
     from priorshift.report import Table, markdown
 
-    torch.set_num_threads(options.threads)
     rows, accuracies = [], []
     for problem in PROBLEMS:
         found, accuracy, version = compare(problem, options.quapy, options.threads)
@@ -309,7 +298,7 @@ def main() -> None:
             "# The likeliest target prior: time beside QuaPy's EMQ",
             "",
             f"{date.today()}, {platform.machine()} CPU, Python {platform.python_version()}, "
-            f"torch {torch.__version__}, QuaPy {version}.",
+            f"NumPy {np.__version__}, QuaPy {version}.",
             "Command: `python -m benchmarks.estimation_speed --quapy PYTHON`.",
             "",
             NOTE,

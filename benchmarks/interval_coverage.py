@@ -2,7 +2,7 @@
 
 Run from the repository root; it prints the tables and writes `benchmarks/results/interval_coverage.md`.
 
-    PRIORSHIFT_DATA=folder python -m benchmarks.interval_coverage
+    OMP_NUM_THREADS=1 PRIORSHIFT_DATA=folder python -m benchmarks.interval_coverage
 
 The folder holds `predictions/cifar10_densenet190.npz`: `probs` and `labels` of the test images of CIFAR-10 by
 a DenseNet-BC-190 (https://github.com/GavinKerrigan/conf_matrix_and_calibration).
@@ -18,12 +18,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from priorshift.adjustment._scaling import fit_scaling
-from priorshift.estimation._intervals import bootstrap_intervals, identifiability, likelihood_intervals
-from priorshift.estimation._likelihood import maximise_likelihood
+from priorshift import Prior
+from priorshift.adjustment import fit_scaling
+from priorshift.estimation import Likelihood, bootstrap_intervals, identifiability, likelihood_intervals
 from priorshift.report import Table, markdown
 
 RESULTS = Path(__file__).parent / "results" / "interval_coverage.md"
@@ -45,10 +43,10 @@ class Coverage:
         self.held: list[np.ndarray] = []
         self.worth: list[float] = []
 
-    def add(self, target: np.ndarray, lower: Tensor, upper: Tensor, worth: float) -> None:
+    def add(self, target: np.ndarray, lower: np.ndarray, upper: np.ndarray, worth: float) -> None:
         """Record a draw."""
         self.targets.append(target)
-        self.held.append((lower.numpy() <= target) & (target <= upper.numpy()))
+        self.held.append((lower <= target) & (target <= upper))
         self.worth.append(worth)
 
     def row(self, world: str, size: int, kind: str) -> tuple[str, ...]:
@@ -95,13 +93,14 @@ def calibrated(pool: np.ndarray, size: int, draws: int, bootstraps: int) -> tupl
     for draw in range(draws):
         target = rng.dirichlet(np.ones(len(source)))
         weights = ratios @ target
-        rows = torch.from_numpy(np.log(ratios[rng.choice(len(pool), size, p=weights / weights.sum())]))
-        prior = maximise_likelihood(rows).prior
-        worth = identifiability(rows, prior).effective_sample_size
-        found = likelihood_intervals(rows, prior, level=LEVEL)
+        rows = np.log(ratios[rng.choice(len(pool), size, p=weights / weights.sum())])
+        sample = Likelihood(rows)
+        prior = sample.maximize().prior
+        worth = identifiability(sample, prior).effective_sample_size
+        found = likelihood_intervals(sample, prior, level=LEVEL)
         likelihood.add(target, found.lower, found.upper, worth)
         if draw < bootstraps:
-            found = bootstrap_intervals(rows, level=LEVEL, seed=draw, draws=RESAMPLES)
+            found = bootstrap_intervals(sample, level=LEVEL, seed=draw, draws=RESAMPLES)
             bootstrap.add(target, found.lower, found.upper, worth)
     return likelihood, bootstrap
 
@@ -113,7 +112,7 @@ def fitted(
     likelihood, once, again = Coverage(), Coverage(), Coverage()
     rng = np.random.default_rng(held_out)
     num_classes = logits.shape[1]
-    uniform = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
+    uniform = Prior.uniform(num_classes)
     while len(likelihood.held) < draws:
         order = rng.permutation(len(labels))
         chosen, left = order[:held_out], order[held_out:]
@@ -122,17 +121,15 @@ def fitted(
         if (wanted > np.bincount(labels[left])).any():
             continue
         rows = np.concatenate([left[labels[left] == y][: wanted[y]] for y in range(num_classes)])
-        validation, classes = torch.from_numpy(logits[chosen]), torch.from_numpy(labels[chosen])
-        scores = torch.from_numpy(logits[rows])
 
-        def ratios(
-            weights: Tensor | None, validation: Tensor = validation, classes: Tensor = classes, scores=scores
-        ) -> Tensor:
-            scaling = fit_scaling(validation, classes, carried=uniform, weights=weights)
-            return scaling(scores) - scaling.carried.log_probs
+        def sample(
+            weights: np.ndarray | None, chosen: np.ndarray = chosen, rows: np.ndarray = rows
+        ) -> Likelihood:
+            scaling = fit_scaling(logits[chosen], labels[chosen], carried=uniform, weights=weights)
+            return Likelihood.from_logits(scaling(logits[rows]), scaling.carried)
 
-        plain = ratios(None)
-        prior = maximise_likelihood(plain).prior
+        plain = sample(None)
+        prior = plain.maximize().prior
         worth = identifiability(plain, prior).effective_sample_size
         found = likelihood_intervals(plain, prior, level=LEVEL)
         likelihood.add(target, found.lower, found.upper, worth)
@@ -140,7 +137,7 @@ def fitted(
         resample = partial(bootstrap_intervals, plain, level=LEVEL, seed=seed, draws=RESAMPLES)
         found = resample()
         once.add(target, found.lower, found.upper, worth)
-        found = resample(refit=ratios, num_validation=held_out)
+        found = resample(refit=sample, num_validation=held_out)
         again.add(target, found.lower, found.upper, worth)
     return likelihood, once, again
 
@@ -151,7 +148,6 @@ def main() -> None:
     parser.add_argument("--bootstraps", type=int, default=100, help="draws that are bootstrapped too")
     parser.add_argument("--fitted-draws", type=int, default=60)
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
     start = time.perf_counter()
     folder = Path(os.environ.get("PRIORSHIFT_DATA", "../shared/data"))
     file = np.load(folder / "predictions" / "cifar10_densenet190.npz")
@@ -179,7 +175,7 @@ def main() -> None:
     text = f"""# Coverage of the intervals of a target prior
 
 {date.today()}, one CPU core ({platform.machine()}), Python {platform.python_version()},
-torch {torch.__version__}, {seconds:.0f} s. Command: `python -m benchmarks.interval_coverage`.
+NumPy {np.__version__}, {seconds:.0f} s. Command: `OMP_NUM_THREADS=1 python -m benchmarks.interval_coverage`.
 
 ## An exactly calibrated model
 
@@ -193,7 +189,7 @@ each, and are taken of the first {chosen.bootstraps} samples.
 
 {markdown(Table(HEADERS, tuple(real), caption))}
 The DenseNet's logits, a calibration on the stated number of its test images and a target of {TARGET:,}
-others, none used twice in a draw; mixes that want more images of a class than there are left are drawn anew.
+others, none used twice in a draw; mixes that need more images of a class than there are left are drawn anew.
 Bootstraps have {RESAMPLES} draws; "re-fitted" ones weigh the images of the calibration too and fit it with
 each draw.
 """

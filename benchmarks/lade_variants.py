@@ -120,18 +120,19 @@ def whole_loss(spread: float) -> str:
 
 def class_in_a_batch() -> str:
     prior = Prior.from_counts(long_tail_counts(100, 500, 100))
-    present = presence(prior.probs, BATCH_SIZE)
-    batch_mean = mean_given_presence(prior.probs, BATCH_SIZE)
-    log_mean = log_mean_given_presence(prior.probs, BATCH_SIZE)
+    probs = torch.tensor(prior.probs)
+    present = presence(probs, BATCH_SIZE)
+    batch_mean = mean_given_presence(probs, BATCH_SIZE)
+    log_mean = log_mean_given_presence(probs, BATCH_SIZE)
     tallies = simulate_tallies(prior, seed=0)
     seen = tallies > 0
-    simulated_mean = tallies.sum(0) / (BATCH_SIZE * prior.probs) / seen.sum(0)
+    simulated_mean = tallies.sum(0) / (BATCH_SIZE * probs) / seen.sum(0)
     counts = long_tail_counts(100, 500, 100)
     rows = [
         [
             str(rank + 1),
             str(int(counts[rank])),
-            f"{BATCH_SIZE * float(prior.probs[rank]):.3f}",
+            f"{BATCH_SIZE * float(probs[rank]):.3f}",
             f"{100 * float(present[rank]):.1f} ({100 * float(seen[:, rank].double().mean()):.1f})",
             f"{float(batch_mean[rank]):.3f} ({float(simulated_mean[rank]):.3f})",
             f"{float(log_mean[rank]):+.3f}",
@@ -139,16 +140,16 @@ def class_in_a_batch() -> str:
         ]
         for rank in RANKS
     ]
-    rare = BATCH_SIZE * prior.probs < 1
+    rare = BATCH_SIZE * probs < 1
     pulls = present * log_mean
-    overlapping = mean_given_presence(prior.probs, BATCH_SIZE, own=1 / 3)[-1]
+    overlapping = mean_given_presence(probs, BATCH_SIZE, own=1 / 3)[-1]
     return section(
         "A class in a batch",
         f"CIFAR-100-LT's profile at imbalance 100 ({int(counts.sum()):,} images), N = {BATCH_SIZE}, perfect "
         "logits of separable classes: M is the mean inside LADER's logarithm, 1 in the population. Closed "
         f"form, in brackets {NUM_BATCHES:,} simulated batches (seed 0).\n\n"
         f"{int(rare.sum())} classes have Nπ < 1; together they hold "
-        f"{100 * float(prior.probs[rare].sum()):.2f} % of π. The last column lies between "
+        f"{100 * float(probs[rare].sum()):.2f} % of π. The last column lies between "
         f"{float(pulls.min()):+.3f} and {float(pulls.max()):+.3f} over all classes; times 2αλ it is the "
         "pull on a column of logits, in units of the class's weight π in the "
         f"cross-entropy. Where classes overlap so that p_u(y given x) averages 1/3 on its own class, E[M] of "
@@ -211,7 +212,7 @@ def log_mean_given_presence(probs: Float[Tensor, " classes"], batch_size: int) -
 def simulate_tallies(prior: Prior, seed: int) -> Float[Tensor, "batches classes"]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.multinomial(
-        prior.probs, NUM_BATCHES * BATCH_SIZE, replacement=True, generator=generator
+        torch.tensor(prior.probs), NUM_BATCHES * BATCH_SIZE, replacement=True, generator=generator
     ).view(NUM_BATCHES, BATCH_SIZE)
     ones = torch.ones(labels.shape, dtype=torch.float64)
     return torch.zeros(NUM_BATCHES, len(prior), dtype=torch.float64).scatter_add(1, labels, ones)
@@ -221,7 +222,7 @@ def fit_on_batches(
     population: Population, alpha: float, lam: float, seed: int, *, num_steps: int = 8
 ) -> Float[Tensor, "points classes"]:
     """Newton's method from the Bayes optimum with the whole population's curvature kept fixed."""
-    log_prior = population.prior.log_probs
+    log_prior = torch.tensor(population.prior.log_probs)
     batch_size = round(0.118 / float(population.prior.probs[-1]))
     generator = torch.Generator().manual_seed(seed)
     samples = torch.randint(len(population.labels), (TABLE_BATCHES, batch_size), generator=generator)

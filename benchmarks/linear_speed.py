@@ -65,9 +65,9 @@ class Size:
         features = torch.randn(self.rows, self.features, **options).requires_grad_()
         weight = torch.randn(self.classes, self.features, **options).mul_(0.1).requires_grad_()
         prior = Prior(100 ** -torch.linspace(0, 1, self.classes, dtype=torch.float64))
-        shares = prior.probs.cumsum(0).to(torch.float32)
+        shares = torch.tensor(prior.probs).cumsum(0).to(torch.float32)
         labels = torch.searchsorted(shares, torch.rand(self.rows)).clamp(max=self.classes - 1)
-        return features, weight, labels.to(self.device), prior.log_probs.float().to(self.device)
+        return features, weight, labels.to(self.device), torch.tensor(prior.log_probs).float().to(self.device)
 
 
 CPU = [

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -67,12 +68,12 @@ class Row:
     scale: float = 1.0
 
 
-CARRIED: dict[str, Callable[[Population], Tensor]] = {
+CARRIED: dict[str, Callable[[Population], Float[np.ndarray, " classes"]]] = {
     "π": lambda population: population.prior.probs,
-    "uniform": lambda population: torch.ones(len(population.prior), dtype=torch.float64),
+    "uniform": lambda population: np.ones(len(population.prior)),
     "π^0.5": lambda population: population.prior.probs**0.5,
     "π^2": lambda population: population.prior.probs**2,
-    "πα": lambda population: population.prior.probs / (1 - 0.99 ** population.counts.sum(0).double()),
+    "πα": lambda population: population.prior.probs / (1 - 0.99 ** population.counts.sum(0).numpy()),
 }
 
 ROWS = (

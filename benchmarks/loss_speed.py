@@ -59,7 +59,7 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 def released_formulation(prior: Prior, alpha: float, lam: float) -> Loss:
     """LADE as the formula reads: a class-by-batch mask picks the scores of each class's own samples."""
-    log_prior, classes = prior.log_probs.float(), torch.arange(prior.num_classes)[:, None]
+    log_prior, classes = torch.tensor(prior.log_probs).float(), torch.arange(prior.num_classes)[:, None]
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         own = labels == classes

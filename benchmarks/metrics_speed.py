@@ -1,4 +1,4 @@
-"""What metrics cost, beside a copy of the probabilities and the same formulas over whole arrays.
+"""Time and memory of the metrics, beside a copy of the probabilities and the formulas over whole arrays.
 
     python -m benchmarks.metrics_speed
 
@@ -15,62 +15,84 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+from scipy.special import log_softmax, softmax
 
 from benchmarks.loss_speed import seconds, status
-from priorshift import metrics
+from priorshift import Predictions, Prior, metrics
+from priorshift._blocks import num_threads
 from priorshift.estimation._confusion import confusion_of
+from priorshift.evaluation import score
 from priorshift.report import Table, markdown
 
 RESULTS = Path(__file__).parent / "results" / "metrics_speed.md"
 SAMPLES, CLASSES, BINS = 50_000, 1_000, 20
 
+Logits = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
 
-def made_up() -> tuple[Tensor, Tensor]:
+
+def made_up() -> tuple[Logits, Labels]:
     """Logits that lean to the labels, and these."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(CLASSES, (SAMPLES,), generator=generator)
-    logits = torch.randn(SAMPLES, CLASSES, generator=generator)
-    logits[torch.arange(SAMPLES), labels] += 4
+    rng = np.random.default_rng(0)
+    labels = rng.integers(CLASSES, size=SAMPLES)
+    logits = rng.standard_normal((SAMPLES, CLASSES), dtype=np.float32)
+    logits[np.arange(SAMPLES), labels] += 4
     return logits, labels
 
 
-def brier_score(probs: Tensor, labels: Tensor) -> float:
-    return (probs.double() - F.one_hot(labels, CLASSES)).square().sum(dim=1).mean().item()
+def one_hot(labels: Labels) -> npt.NDArray[np.float64]:
+    return np.eye(CLASSES)[labels]
 
 
-def negative_log_likelihood(log_probs: Tensor, labels: Tensor) -> float:
-    return F.nll_loss(log_probs.double(), labels).item()
+def brier_score(probs: Logits, labels: Labels) -> float:
+    return float(((probs.astype(np.float64) - one_hot(labels)) ** 2).sum(axis=1).mean())
 
 
-def expected_calibration_error(probs: Tensor, labels: Tensor) -> float:
-    confidence, predicted = probs.double().max(dim=1)
-    excess = (predicted == labels).double() - confidence
-    bins = torch.bucketize(confidence, torch.arange(1, BINS) / BINS)
-    return torch.bincount(bins, excess, minlength=BINS).abs().sum().item() / SAMPLES
+def negative_log_likelihood(log_probs: Logits, labels: Labels) -> float:
+    return float(-log_probs.astype(np.float64)[np.arange(SAMPLES), labels].mean())
 
 
-def classwise_calibration_error(probs: Tensor, labels: Tensor) -> float:
-    bins = torch.bucketize(probs.double(), torch.arange(1, BINS) / BINS)
-    excess = F.one_hot(labels, CLASSES) - probs.double()
-    cells = (bins + BINS * torch.arange(CLASSES)).flatten()
-    return torch.bincount(cells, excess.flatten()).abs().sum().item() / (SAMPLES * CLASSES)
+def expected_calibration_error(probs: Logits, labels: Labels) -> float:
+    confidence, predicted = probs.max(axis=1).astype(np.float64), probs.argmax(axis=1)
+    excess = (predicted == labels) - confidence
+    bins = np.searchsorted(np.arange(1, BINS) / BINS, confidence)
+    return float(np.abs(np.bincount(bins, excess, minlength=BINS)).sum() / SAMPLES)
 
 
-def confusion(logits: Tensor, labels: Tensor) -> Tensor:
-    probs = logits.double().softmax(dim=1)
-    sums = torch.zeros(CLASSES, CLASSES, dtype=torch.float64).index_add_(0, labels, probs)
-    return sums / torch.bincount(labels)[:, None]
+def classwise_calibration_error(probs: Logits, labels: Labels) -> float:
+    bins = np.searchsorted(np.arange(1, BINS) / BINS, probs.astype(np.float64))
+    excess = one_hot(labels) - probs.astype(np.float64)
+    cells = (bins + BINS * np.arange(CLASSES)).ravel()
+    return float(np.abs(np.bincount(cells, excess.ravel())).sum() / (SAMPLES * CLASSES))
+
+
+def confusion(logits: Logits, labels: Labels) -> npt.NDArray[np.float64]:
+    probs = softmax(logits.astype(np.float64), axis=1)
+    sums = np.zeros((CLASSES, CLASSES))
+    np.add.at(sums, labels, probs)
+    return (sums / np.bincount(labels, minlength=CLASSES)[:, None]).T
+
+
+def every_score(logits: Logits, labels: Labels) -> list[float]:
+    log_probs = log_softmax(logits.astype(np.float64), axis=1)
+    probs = np.exp(log_probs)
+    return [
+        brier_score(probs, labels),
+        negative_log_likelihood(log_probs, labels),
+        expected_calibration_error(probs, labels),
+        classwise_calibration_error(probs, labels),
+    ]
 
 
 def jobs() -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
     """Name → ours, and the formula over whole arrays."""
     logits, labels = made_up()
-    probs, log_probs = logits.softmax(dim=1), logits.log_softmax(dim=1)
+    probs, log_probs = softmax(logits, axis=1), log_softmax(logits, axis=1)
+    predictions = Predictions(logits=logits, labels=labels, carried=Prior.uniform(CLASSES))
     return {
-        "copy": (probs.clone, probs.clone),
+        "copy": (probs.copy, probs.copy),
         "Brier score": (
             lambda: metrics.brier_score(probs, labels),
             lambda: brier_score(probs, labels),
@@ -89,11 +111,15 @@ def jobs() -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
         ),
         "mean probabilities": (
             lambda: metrics.mean_class_probs(probs),
-            lambda: probs.double().mean(dim=0),
+            lambda: probs.mean(axis=0, dtype=np.float64),
         ),
         "soft confusion of BBSE": (
             lambda: confusion_of(logits, labels, None, hard=False),
             lambda: confusion(logits, labels),
+        ),
+        "every score at once": (
+            lambda: score(predictions),
+            lambda: every_score(logits, labels),
         ),
     }
 
@@ -116,11 +142,9 @@ def main() -> None:
     """Measure, print and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     parser.add_argument("--side", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     if options.peak_of:
         peak_of(options.peak_of, options.side)
         return
@@ -161,10 +185,10 @@ def main() -> None:
         "the ratio. Copies: our time by that of one copy into new memory. Memory: peak above the inputs, in "
         "multiples of their size. Ours also refuse rows that are no distributions."
     )
-    text = f"""# What metrics cost
+    text = f"""# Time and memory of the metrics
 
-{date.today()}, {platform.machine()} CPU, {options.threads} threads, Python {platform.python_version()},
-torch {torch.__version__}. Command: `python -m benchmarks.metrics_speed`.
+{date.today()}, {platform.machine()} CPU, {num_threads()} threads, Python {platform.python_version()},
+NumPy {np.__version__}. Command: `python -m benchmarks.metrics_speed`.
 
 {markdown(Table(headings, tuple(rows), caption))}
 """

@@ -27,20 +27,20 @@ ENDINGS = (".safetensors", ".parquet")
 
 
 def write_part(number: int, rows: int, classes: int, folder: Path) -> None:
-    """Logits of a scorer on a mix that halves from the first class to the last."""
+    """Logits of a scorer on a class prior that halves from the first class to the last."""
+    import numpy as np
     import pyarrow
-    import torch
     from pyarrow import parquet
 
     from priorshift import Predictions, Prior
 
-    generator = torch.Generator().manual_seed(number)
-    mix = 2 ** -torch.linspace(0, 1, classes)
-    labels = torch.multinomial(mix, rows, replacement=True, generator=generator)
-    logits = torch.randn(rows, classes, generator=generator)
-    logits[torch.arange(rows), labels] += 2.5
+    rng = np.random.default_rng(number)
+    mix = Prior(2 ** -np.linspace(0, 1, classes))
+    labels = rng.choice(classes, rows, p=mix.probs)
+    logits = rng.standard_normal((rows, classes), dtype=np.float32)
+    logits[np.arange(rows), labels] += 2.5
     Predictions(logits=logits, carried=Prior.uniform(classes)).save(folder / f"{number}.safetensors")
-    table = pyarrow.table({f"logits_{label}": logits[:, label].numpy() for label in range(classes)})
+    table = pyarrow.table({f"logits_{label}": logits[:, label] for label in range(classes)})
     parquet.write_table(table, folder / f"{number}.parquet", row_group_size=2**17)
 
 
@@ -48,11 +48,8 @@ def measure(paths: list[Path], classes: int) -> dict[str, float]:
     """Seconds of the processor and peak resident MiB of this process, step by step."""
     import resource
 
-    import torch
+    from priorshift.streams import estimate_files, read_batches
 
-    from priorshift.out_of_core import estimate_files, read_batches
-
-    torch.set_num_threads(1)
     next(read_batches(paths[0]))  # imports pyarrow where it is needed
 
     def timed(step: Callable[[], object]) -> float:
@@ -105,7 +102,7 @@ def main() -> None:
                         f"{found['peak'] - found['imports']:.0f} |"
                     )
                     print(rows_of_table[-1], flush=True)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "safetensors", "pyarrow"))
+    versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy", "safetensors", "pyarrow"))
     RESULTS.write_text(
         "# One pass over files larger than memory: time and memory\n\n"
         f"{date.today()}, {platform.machine()} CPU, {os.cpu_count()} cores, one thread, "

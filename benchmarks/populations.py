@@ -54,7 +54,7 @@ class Population:
 
     def posterior(self, prior: Prior) -> Float[Tensor, "points classes"]:
         r"""$p(y \mid x)$ when the classes have this prior."""
-        joint = self.likelihood * prior.probs
+        joint = self.likelihood * torch.tensor(prior.probs)
         return joint / joint.sum(1, keepdim=True)
 
     @property
@@ -84,7 +84,7 @@ class Population:
 
     def loss(self, loss: Loss, table: Float[Tensor, "points classes"]) -> Float[Tensor, ""]:
         """A loss of `(logits, labels, log_prior)` over the whole population, the logits read from a table."""
-        return loss(table[self.points], self.labels, self.prior.log_probs)
+        return loss(table[self.points], self.labels, torch.tensor(self.prior.log_probs))
 
     def fit(
         self, loss: Loss, start: Float[Tensor, "points classes"] | None = None
@@ -116,7 +116,7 @@ def random_population(
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(num_points, num_classes, generator=generator, dtype=torch.float64)
     prior = Prior(imbalance ** -torch.linspace(0, 1, num_classes, dtype=torch.float64))
-    joint = (spread * scores).softmax(0) * prior.probs
+    joint = (spread * scores).softmax(0) * torch.tensor(prior.probs)
     return Population((size * joint).round().clamp(min=1).to(torch.int64))
 
 

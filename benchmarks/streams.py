@@ -1,8 +1,8 @@
-"""Following a class mix that changes: regret on real predictions, alarms, memory and speed.
+"""Following a class prior that changes: regret on real predictions, alarms, memory and speed.
 
 Run from the repository root. It writes `benchmarks/results/streams.md` and `.svg`.
 
-    PRIORSHIFT_DATA=folder python -m benchmarks.streams
+    OMP_NUM_THREADS=1 PRIORSHIFT_DATA=folder python -m benchmarks.streams
 
 The folder holds `predictions/cifar10_densenet190.npz`: `probs` and `labels` of the test images of CIFAR-10 by
 a DenseNet-BC-190 (https://github.com/GavinKerrigan/conf_matrix_and_calibration). The digits are trained here,
@@ -26,18 +26,17 @@ from typing import Protocol, get_args
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from scipy.special import log_softmax, softmax
 
 from priorshift import Prior
 from priorshift.adjustment import Scaling, adjust, fit_scaling
-from priorshift.estimation import ChangeDetector, FollowTheHistory, OnlineGradient, StreamingPrior
 from priorshift.metrics import negative_log_likelihood
 from priorshift.recipes import digits_softmax
 from priorshift.report import Table, markdown
 from priorshift.shift import draw_stream, stream_priors
 from priorshift.shift._streams import StreamKind
+from priorshift.streams import ChangeDetector, FollowTheHistory, OnlineGradient, StreamingPrior
 from priorshift.training import predict, train
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,7 +58,7 @@ LINES = {
     "FollowTheHistory": "#E69F00",
     "OnlineGradient": "#009E73",
 }
-"""Colour of each method."""
+"""Color of each method."""
 QUIET, AFTER, RUN_LENGTH = 30_000, 5_000, 10_000
 """Samples before the change, and at most after it, and the stated run length, of the alarms."""
 STREAMS, LONGEST = 30, 10_000
@@ -70,13 +69,13 @@ ROWS = 1000
 
 
 class Follower(Protocol):
-    """Whatever follows a class mix."""
+    """An object that follows a class prior."""
 
     @property
     def target(self) -> Prior:
         """The prior to adapt to."""
 
-    def update(self, logits: Tensor) -> object:
+    def update(self, logits: np.ndarray) -> object:
         """Take a batch."""
 
 
@@ -94,9 +93,9 @@ class Pool:
     """
 
     name: str
-    held_out: tuple[Float[Tensor, "samples classes"], Int[Tensor, " samples"]]
-    logits: Float[Tensor, "rows classes"]
-    labels: Int[Tensor, " rows"]
+    held_out: tuple[Float[np.ndarray, "samples classes"], Int[np.ndarray, " samples"]]
+    logits: Float[np.ndarray, "rows classes"]
+    labels: Int[np.ndarray, " rows"]
     carried: Prior
     mixes: tuple[Prior, Prior]
 
@@ -120,9 +119,8 @@ def followers(pool: Pool, scaling: Scaling) -> dict[str, Follower]:
 def cifar(folder: Path, seed: int) -> Pool:
     """Half of the test images to calibrate by; between a long tail and that tail turned around."""
     with np.load(folder / "predictions" / "cifar10_densenet190.npz") as file:
-        logits = torch.from_numpy(np.log(np.clip(file["probs"], 1e-12, None)))
-        labels = torch.from_numpy(file["labels"]).long()
-    order = torch.from_numpy(np.random.default_rng([0, seed]).permutation(len(labels)))
+        logits, labels = np.log(np.clip(file["probs"], 1e-12, None)), file["labels"]
+    order = np.random.default_rng([0, seed]).permutation(len(labels))
     first, second = order[:5000], order[5000:]
     tail = Prior(50 ** -np.linspace(0, 1, 10))
     return Pool(
@@ -131,7 +129,7 @@ def cifar(folder: Path, seed: int) -> Pool:
         logits[second],
         labels[second],
         Prior.uniform(10),
-        (tail, Prior(tail.probs.flip(0))),
+        (tail, Prior(tail.probs[::-1])),
     )
 
 
@@ -143,11 +141,11 @@ def digits(seed: int) -> Pool:
     assert held_out.labels is not None and rest.labels is not None
     return Pool(
         "Digits, small CNN, cross-entropy",
-        (held_out.logits.double(), held_out.labels.long()),
-        rest.logits.double(),
-        rest.labels.long(),
+        (held_out.logits.astype(np.float64), held_out.labels),
+        rest.logits.astype(np.float64),
+        rest.labels,
         rest.carried,
-        (rest.carried, Prior(rest.carried.probs.flip(0))),
+        (rest.carried, Prior(rest.carried.probs[::-1])),
     )
 
 
@@ -174,9 +172,9 @@ def follow(pool: Pool, kind: StreamKind, seed: int) -> Run:
         for name, target in targets.items():
             moved = adjust(calibrated[rows], carried=scaling.carried, target=target)
             labels = pool.labels[rows]
-            errors.setdefault(name, []).append((moved.argmax(dim=1) != labels).double().mean().item())
+            errors.setdefault(name, []).append(float((moved.argmax(axis=1) != labels).mean()))
             losses.setdefault(name, []).append(
-                float(negative_log_likelihood(moved.log_softmax(dim=1), labels))
+                float(negative_log_likelihood(log_softmax(moved, axis=1), labels))
             )
         for method in methods.values():
             method.update(pool.logits[rows])
@@ -244,13 +242,13 @@ def draw_figure(all_runs: dict[str, dict[StreamKind, list[Run]]], file: Path) ->
     samples = BATCH * np.arange(1, STEPS + 1)[shown]
     for row, (name, runs) in zip(panels, all_runs.items(), strict=True):
         for panel, kind in zip(row, KINDS, strict=True):
-            for method, colour in LINES.items():
+            for method, color in LINES.items():
                 regrets = np.array(
                     [BATCH * (run.errors[method] - run.errors[ORACLE]).cumsum() for run in runs[kind]]
                 )[:, shown]
-                panel.plot(samples, regrets.mean(axis=0), color=colour, label=method, linewidth=1.2)
+                panel.plot(samples, regrets.mean(axis=0), color=color, label=method, linewidth=1.2)
                 panel.fill_between(
-                    samples, regrets.min(axis=0), regrets.max(axis=0), color=colour, alpha=0.12, linewidth=0
+                    samples, regrets.min(axis=0), regrets.max(axis=0), color=color, alpha=0.12, linewidth=0
                 )
             top = max((run.errors[NEVER] - run.errors[ORACLE]).sum() * BATCH for run in runs[kind])
             panel.set(title=kind, ylim=(-0.06 * top, 1.08 * top))
@@ -336,7 +334,7 @@ def simulated_run_lengths() -> str:
             labels = rng.choice(5, 100, p=mix)
             points = rng.normal(size=(100, 5))
             points[np.arange(100), labels] += 2.0
-            if detector.update(torch.from_numpy(2.0 * points / temperature + np.log(mix))):
+            if detector.update(2.0 * points / temperature + np.log(mix)):
                 return detector.alarmed_at or 0
         return LONGEST
 
@@ -360,23 +358,23 @@ def simulated_run_lengths() -> str:
 
 def memory_and_speed() -> str:
     """Peak memory of the process as rows come, and time as a multiple of the softmax of the same rows."""
-    generator = torch.Generator().manual_seed(0)
+    rng = np.random.default_rng(0)
     carried = Prior(50 ** -np.linspace(0, 1, 10))
     methods: dict[str, Follower | ChangeDetector] = {
         f"StreamingPrior, half-life {PACE:,}": StreamingPrior(carried, half_life=PACE),
         "StreamingPrior, all history": StreamingPrior(carried, capacity=100_000),
-        "FollowTheHistory": FollowTheHistory(carried, confusion=0.9 * torch.eye(10) + 0.01),
+        "FollowTheHistory": FollowTheHistory(carried, confusion=0.9 * np.eye(10) + 0.01),
         "OnlineGradient": OnlineGradient(carried),
         "ChangeDetector": ChangeDetector(carried, carried),
     }
     seconds = dict.fromkeys(["softmax", *methods], 0.0)
     peaks = []
     for count in range(ROWS, MARKS[-1] + 1, ROWS):
-        labels = torch.multinomial(carried.probs, ROWS, replacement=True, generator=generator)
-        logits = 2 * torch.randn(ROWS, 10, generator=generator) + carried.log_probs.float()
-        logits[torch.arange(ROWS), labels] += 4
+        labels = rng.choice(10, ROWS, p=carried.probs)
+        logits = (2 * rng.normal(size=(ROWS, 10)) + carried.log_probs).astype(np.float32)
+        logits[np.arange(ROWS), labels] += 4
         began = time.process_time()
-        logits.softmax(dim=1)
+        softmax(logits, axis=1)
         seconds["softmax"] += time.process_time() - began
         for name, method in methods.items():
             began = time.process_time()
@@ -402,7 +400,7 @@ def memory_and_speed() -> str:
             Table(
                 ("update", "million rows a second", "times softmax"),
                 tuple(ratios),
-                "Updates alone, one thread; an estimate of `StreamingPrior` is extra, when it is asked for.",
+                "Updates alone, one thread, softmax by SciPy. An estimate of `StreamingPrior` comes on top.",
             )
         )
     )
@@ -419,10 +417,10 @@ def page(
         f"### {name}\n\n{kept(runs)}\n{regret_tables(runs)}" for name, runs in all_runs.items()
     )
     found = "\n".join(f"### {name}\n\n{table}" for name, table in alarms)
-    return f"""# Following a class mix that changes
+    return f"""# Following a class prior that changes
 
 {date.today()}, one core of {os.cpu_count()} ({platform.machine()}), Python {platform.python_version()},
-torch {torch.__version__}; {seconds:.0f} s. Command: `python -m benchmarks.streams`.
+NumPy {np.__version__}; {seconds:.0f} s. Command: `OMP_NUM_THREADS=1 python -m benchmarks.streams`.
 
 ![Cumulative regret](streams.svg)
 
@@ -452,7 +450,6 @@ Simulated, five Gaussian classes, the mix never changes:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
-    torch.set_num_threads(1)
     start = time.perf_counter()
     folder = Path(os.environ.get("PRIORSHIFT_DATA", "../shared/data"))
     memory = memory_and_speed()

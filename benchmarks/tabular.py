@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import sklearn
-import torch
 from sklearn import datasets
 from sklearn.base import ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
@@ -99,7 +98,7 @@ def classifiers(seed: int) -> dict[str, Callable[[str | None], ClassifierMixin]]
 
 def draw(labels: np.ndarray, target: Prior, seed: int) -> np.ndarray:
     """Rows of the largest sample of a mix that the labels supply."""
-    return shift.draw_mix(labels, shift.largest_counts(labels, target), seed).numpy()
+    return shift.draw_mix(labels, shift.largest_counts(labels, target), seed)
 
 
 def judge(
@@ -137,12 +136,12 @@ def judge(
     for mix, target in mixes.items():
         drawn = draw(y_pool, target, seed)
         X_new, y_new = X_pool[drawn], y_pool[drawn]
-        realised = count_labels(y_new, num_classes).double()
+        realized = count_labels(y_new, num_classes)
         probs = {method: rival.predict_proba(X_new) for method, rival in rivals.items()}
         probs["ours, source"] = ours.set_target("source").predict_proba(X_new)
         probs["ours, uniform"] = ours.set_target("uniform").predict_proba(X_new)
         probs["ours, estimated"] = ours.adapt(X_new).predict_proba(X_new)
-        probs["ours, oracle"] = ours.set_target(realised).predict_proba(X_new)
+        probs["ours, oracle"] = ours.set_target(realized).predict_proba(X_new)
         for method, each in probs.items():
             error = metrics.balanced_error(each.argmax(axis=1), y_new, num_classes)
             logs = np.log(each.clip(min=np.finfo(np.float64).eps))
@@ -206,7 +205,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message="The least populated class")
     started = time.perf_counter()
     results: dict[str, dict[str, Scores]] = {}
@@ -222,7 +220,7 @@ def main() -> None:
         "# scikit-learn classifiers on long-tailed, shifted tables",
         "",
         f"{date.today()}, {platform.machine()} CPU, one thread, Python {platform.python_version()}, "
-        f"scikit-learn {sklearn.__version__}, torch {torch.__version__}, {seconds:.0f} s.",
+        f"scikit-learn {sklearn.__version__}, NumPy {np.__version__}, {seconds:.0f} s.",
         "Command: `OMP_NUM_THREADS=1 python -m benchmarks.tabular`.",
         "",
         NOTE,

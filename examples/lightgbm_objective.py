@@ -6,7 +6,6 @@ prior. Run it with `python examples/lightgbm_objective.py`, after `pip install l
 
 import lightgbm as lgb
 import numpy as np
-import torch
 from reversed_mix import long_tailed_digits, report
 from scipy.special import log_softmax, softmax
 
@@ -17,7 +16,7 @@ class LogitAdjustedObjective:
     """Cross-entropy of scores plus the log-prior of the training labels."""
 
     def __init__(self, train: Prior) -> None:
-        self.log_prior, self.carried_prior = train.log_probs.numpy(), Prior.uniform(train.num_classes)
+        self.log_prior, self.carried_prior = train.log_probs, Prior.uniform(train.num_classes)
 
     def __call__(self, scores: np.ndarray, data: lgb.Dataset) -> tuple[np.ndarray, np.ndarray]:
         """Gradient, and the diagonal of the Hessian times C / (C − 1) as LightGBM has it, both `[N, C]`."""
@@ -41,7 +40,7 @@ def main() -> dict[str, float]:
     settings = dict(objective=objective, num_class=10, num_leaves=7, num_threads=1, verbose=-1)
     watch = dict(valid_sets=[data], feval=objective.loss, callbacks=[lgb.record_evaluation(losses)])
     booster = lgb.train(settings, data, num_boost_round=60, **watch)
-    logits = torch.from_numpy(booster.predict(new_images.flatten(1).numpy(), raw_score=True))
+    logits = booster.predict(new_images.flatten(1).numpy(), raw_score=True)
 
     mix = shift.backward_prior(train.counts, mu=20)
     predictions = Predictions(logits=logits, labels=new_labels, carried=objective.carried_prior)

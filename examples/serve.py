@@ -22,18 +22,17 @@ from typing import Annotated
 
 import numpy as np
 import onnxruntime
-import torch
 import uvicorn
 from fastapi import Body, FastAPI, HTTPException
 
 from priorshift import Prior
-from priorshift.estimation import StreamingPrior
+from priorshift.streams import StreamingPrior
 
 MODEL, STATE = os.environ.get("MODEL", "model.onnx"), Path(os.environ.get("STATE", "state.safetensors"))
 HALF_LIFE = float(os.environ.get("HALF_LIFE", "10000"))  # so many images later, one counts half
 SECONDS = float(os.environ.get("SECONDS", "2"))  # from one estimate to the next
 
-torch.set_num_threads(1)  # estimating leaves the other cores to the requests
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # estimating leaves the other cores to the requests
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1  # requests run side by side
 options.log_severity_level = 3  # it would warn that the target prior is an input
@@ -50,13 +49,13 @@ class Mix:
         self.stream = (
             StreamingPrior.load(STATE) if STATE.is_file() else StreamingPrior(carried, half_life=HALF_LIFE)
         )
-        if self.stream.carried != carried:
+        if not self.stream.carried.matches(carried):
             raise ValueError(f"{STATE} is of another model than {MODEL}.")
         self.publish()
 
     def publish(self) -> None:
         """What requests read."""
-        self.log_target = self.stream.target.log_probs.float().numpy()
+        self.log_target = self.stream.target.log_probs.astype(np.float32)
         self.images = self.stream.num_samples
 
     def learn(self) -> None:

@@ -10,8 +10,8 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from priorshift import Predictions, Prior, report
 from priorshift.report import what_if
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the path"),
 ]
 
-COUNTS_30 = (400 * 100 ** (-torch.arange(30) / 29)).round().long()
+COUNTS_30 = (400 * 100 ** (-np.arange(30) / 29)).round().astype(int)
 MIXES = ("forward:50", "uniform", "backward:50")
 PHONE, DESK = {"width": 375, "height": 812}, {"width": 1440, "height": 900}
 
@@ -242,7 +242,7 @@ def test_a_mix_that_is_pasted_is_judged_as_python_does(open_page, hostile_page, 
     page.fill("#what-if-text", text)
     page.click("#what-if-use")
     settle(page)
-    assert_shows(page, [hostile_run], torch.tensor(target) / 20)
+    assert_shows(page, [hostile_run], np.array(target) / 20)
     assert shown_mix(page) == pytest.approx([mass / 20 for mass in target])
 
 
@@ -394,13 +394,13 @@ def test_a_subset_is_judged_as_it_is(open_page, grouped_page, grouped_runs, tmp_
 
 
 def test_a_class_no_sample_can_be_of_is_judged_as_python_does(open_page, tmp_path):
-    logits = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
-    logits[::4, 1] = -torch.inf
+    logits = np.random.default_rng(0).standard_normal((60, 3))
+    logits[::4, 1] = -np.inf
     run = Predictions(
         logits=logits,
         carried=Prior([0.6, 0.3, 0.1]),
-        labels=torch.arange(60) % 3,
-        train_counts=torch.tensor([60, 30, 10]),
+        labels=np.arange(60) % 3,
+        train_counts=[60, 30, 10],
         method="m",
     )
     page = open_page(report.write_report([run], tmp_path / "p.html", title="t", mixes=["uniform"]))

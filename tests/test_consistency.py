@@ -35,7 +35,7 @@ def random_vectors(seed, num_classes=4):
 def test_theorem_1_every_delta_weighted_by_delta_over_pi_gives_the_bayes_scorer(seed):
     population = random_population(seed)
     delta = random_vectors(seed)[0]
-    logits = fitted(population, delta / population.prior.probs, delta)
+    logits = fitted(population, delta / torch.tensor(population.prior.probs), delta)
     bayes = population.likelihood.log()
     np.testing.assert_allclose(centred(logits), centred(bayes), atol=1e-5)
     assert torch.equal(logits.argmax(1), bayes.argmax(1))
@@ -47,7 +47,7 @@ def test_with_other_weights_the_logits_carry_pi_alpha_over_delta(seed):
     population = random_population(seed)
     delta, alpha = random_vectors(seed)
     logits = fitted(population, alpha, delta)
-    carried = population.prior.probs * alpha / delta
+    carried = torch.tensor(population.prior.probs) * alpha / delta
     np.testing.assert_allclose(centred(logits), centred((population.likelihood * carried).log()), atol=1e-5)
     assert population.balanced_accuracy(logits) < population.best_balanced_accuracy
 

@@ -72,7 +72,9 @@ SUBJECTS = {
     },
     **{("binary margin", reduction): partial(binary_loss, reduction=reduction) for reduction in REDUCTIONS},
     **{
-        (f"lader {variant}", "mean"): partial(lader, log_prior=PRIOR.log_probs, lam=0.5, variant=variant)
+        (f"lader {variant}", "mean"): partial(
+            lader, log_prior=torch.tensor(PRIOR.log_probs), lam=0.5, variant=variant
+        )
         for variant in ("paper", "released")
     },
 }

@@ -25,7 +25,7 @@ from priorshift.recipes.methods import METHODS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-MODULES = ("adaptation", "evaluation", "hub", "out_of_core", "recipes.methods", "sklearn")
+MODULES = ("hub", "recipes.methods")
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 
 

@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from priorshift import Predictions, Prior
+from kinds import every_kind_of
+from priorshift import Predictions, Prior, _inputs, metrics
 from priorshift.evaluation import Spread, by_method, compare, evaluate, score
-from priorshift.shift import STANDARD_MIXES
+from priorshift.metrics import _kernels, _samples
+from priorshift.shift import STANDARD_MIXES, target_prior
 
-COUNTS = torch.tensor([300, 150, 50, 10])
+COUNTS = np.array([300, 150, 50, 10])
 SOURCE = Prior.from_counts(COUNTS)
 BACKWARD = [0.05, 0.1, 0.25, 0.6]
 
@@ -25,10 +26,10 @@ def some_run(seed=0, method="Softmax", *, separation=1.5, per_class=(90, 80, 70,
     labels = np.repeat(np.arange(len(per_class)), per_class)
     points = separation * labels + np.random.default_rng(99).normal(size=len(labels))
     log_likelihood = -0.5 * (points[:, None] - separation * np.arange(4)) ** 2
-    logits = log_likelihood + np.log(SOURCE.probs.numpy()) + 0.1 * rng.normal(size=log_likelihood.shape)
+    logits = log_likelihood + np.log(SOURCE.probs) + 0.1 * rng.normal(size=log_likelihood.shape)
     parts = {
-        "logits": torch.tensor(logits),
-        "labels": torch.tensor(labels),
+        "logits": logits,
+        "labels": labels,
         "carried": SOURCE,
         "train_counts": COUNTS,
         "method": method,
@@ -41,9 +42,9 @@ def some_run(seed=0, method="Softmax", *, separation=1.5, per_class=(90, 80, 70,
 def class_means(run, target):
     """Per class, the mean over its samples of being right, Brier score and NLL after compensation."""
     means = {"accuracy": [], "brier": [], "nll": []}
-    carried = run.carried.probs.numpy()
+    carried = run.carried.probs
     scores = {name: [[] for _ in range(run.num_classes)] for name in means}
-    for row, label in zip(run.logits.numpy(), run.labels.tolist(), strict=True):
+    for row, label in zip(run.logits, run.labels.tolist(), strict=True):
         joint = np.exp(row - row.max()) / carried * np.asarray(target)
         posterior = joint / joint.sum()
         scores["accuracy"][label].append(float(posterior.argmax() == label))
@@ -68,9 +69,9 @@ def test_drawing_in_expectation_gives_the_weighted_scores():
     run = some_run()
     drawn = evaluate(run, BACKWARD, draws=200, seed=5)
     weighted = evaluate(run, drawn.target)
-    counts = (drawn.target.probs.numpy() * drawn.effective_sample_size).round().astype(int)
+    counts = (drawn.target.probs * drawn.effective_sample_size).round().astype(int)
     rng = np.random.default_rng(0)
-    for name, by_class in class_means(run, drawn.target.probs.numpy()).items():
+    for name, by_class in class_means(run, drawn.target.probs).items():
         independent = [
             np.concatenate(
                 [rng.choice(values, n, replace=False) for values, n in zip(by_class, counts, strict=True)]
@@ -100,7 +101,7 @@ def test_draws_are_judged_on_the_mix_they_realise_not_the_nominal_one():
     assert evaluation.target == Prior(counts)
     assert evaluation.target != Prior(BACKWARD)
     assert evaluation.effective_sample_size == sum(counts)
-    assert evaluation.how == "3 draws of 9 of 30 samples"
+    assert evaluation.sampling == "3 draws of 9 of 30 samples"
 
 
 def test_intervals_are_the_quantiles_of_single_draws_and_cover_nine_in_ten():
@@ -124,7 +125,7 @@ def test_intervals_are_the_quantiles_of_single_draws_and_cover_nine_in_ten():
 def test_draws_depend_on_their_seed_alone():
     run = some_run()
     first = evaluate(run, BACKWARD, draws=2, seed=1)
-    torch.manual_seed(123)
+    np.random.seed(123)
     assert evaluate(run, BACKWARD, draws=2, seed=1).scores == first.scores
     assert evaluate(run, BACKWARD, draws=2, seed=10).scores != first.scores
 
@@ -135,9 +136,9 @@ def test_weighting_draws_nothing_and_states_the_effective_sample_size():
     weights = [BACKWARD[label] / (90, 80, 70, 60)[label] for label in run.labels.tolist()]
     assert evaluation.intervals is None
     assert evaluation.target == Prior(BACKWARD)
-    assert evaluation.how == "all 300 samples weighted to the mix"
+    assert evaluation.sampling == "all 300 samples weighted to the mix"
     assert evaluation.effective_sample_size == pytest.approx(sum(weights) ** 2 / sum(w**2 for w in weights))
-    assert evaluate(run, run.labels.bincount()).effective_sample_size == pytest.approx(300)
+    assert evaluate(run, np.bincount(run.labels)).effective_sample_size == pytest.approx(300)
 
 
 @pytest.mark.parametrize("draws", [0, 5])
@@ -180,7 +181,7 @@ def test_scores_stay_in_their_ranges_on_any_mix(masses, compensate):
 
 def test_group_accuracies_are_means_over_classes_of_many_medium_and_few_training_images():
     run = some_run()
-    right = (run.logits.argmax(dim=1) == run.labels).double()
+    right = run.logits.argmax(axis=1) == run.labels
     by_class = [right[run.labels == label].mean().item() for label in range(4)]
     scores = score(run)
     assert scores["many"] == pytest.approx(statistics.fmean(by_class[:2]))
@@ -196,7 +197,7 @@ def test_without_training_counts_there_are_no_groups():
 
 @pytest.mark.parametrize("draws", [0, 2])
 def test_an_empty_group_is_none_not_zero(draws):
-    run = some_run(train_counts=torch.tensor([300, 250, 200, 150]))
+    run = some_run(train_counts=np.array([300, 250, 200, 150]))
     evaluation = evaluate(run, BACKWARD, draws=draws)
     assert evaluation.scores["few"] is None and evaluation.scores["medium"] is None
     assert evaluation.scores["many"] > 0
@@ -295,7 +296,7 @@ def test_each_cell_is_the_spread_over_the_runs_of_its_method_alone():
 
 
 def test_an_empty_group_has_no_spread():
-    counts = torch.tensor([300, 250, 200, 150])
+    counts = np.array([300, 250, 200, 150])
     comparison = compare([some_run(seed, train_counts=counts) for seed in range(2)], ["uniform"])
     for row in comparison.rows:
         assert row.spreads["uniform"]["few"] is None
@@ -310,7 +311,7 @@ def test_methods_keep_the_order_of_their_first_run():
 
 
 def flipped(labels):
-    changed = labels.clone()
+    changed = labels.copy()
     changed[0] = 3
     return changed
 
@@ -350,3 +351,161 @@ def test_nothing_to_compare_is_refused():
 def test_the_same_run_twice_is_no_second_seed():
     with pytest.raises(ValueError, match="differ by their seed, but Softmax has seed 0 more than once"):
         compare([some_run(0), some_run(0)], ["uniform"])
+
+
+# Reading once
+
+
+class Counted(np.ndarray):
+    """Logits that count how many of their rows are read, and how often they are read whole."""
+
+    rows = 0
+    whole = 0
+
+    def __getitem__(self, part):
+        found = np.asarray(self)[part]
+        type(self).rows += len(found)
+        return found
+
+    def __array_ufunc__(self, *arguments, **options):
+        type(self).whole += 1
+        return super().__array_ufunc__(*arguments, **options)
+
+    def __array_function__(self, *arguments, **options):
+        type(self).whole += 1
+        return super().__array_function__(*arguments, **options)
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """Makes runs whose logits count their reads; any other reading of arguments fails."""
+    monkeypatch.setattr(Counted, "rows", 0)
+    monkeypatch.setattr(Counted, "whole", 0)
+    monkeypatch.setattr(_kernels, "BLOCK", 64)
+    runs = [some_run(seed, method) for seed, method in enumerate(["A", "A", "B"])]
+
+    def read_again(*arguments, **options):
+        raise AssertionError("validated arrays were checked again")
+
+    for name in ("_scan", "refuse_probs", "check_probs", "read_labels", "read_scores", "read_weights"):
+        monkeypatch.setattr(_inputs, name, read_again)
+    for name in ("read_labels", "read_weights", "read_rows", "check_probs"):
+        monkeypatch.setattr(_samples, name, read_again)
+    return [run._with(logits=run.logits.view(Counted)) for run in runs]
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_evaluating_reads_the_logits_once_and_checks_nothing_again(counting, compensate):
+    run = counting[0]
+    evaluate(run, BACKWARD, compensate=compensate)
+    assert (Counted.rows, Counted.whole) == (run.num_samples, 0)
+
+
+def test_comparing_on_eleven_mixes_reads_the_logits_of_each_run_once(counting):
+    mixes = ["uniform", *(f"{way}:{r}" for way in ("forward", "backward") for r in (2, 5, 10, 25, 50))]
+    assert len(mixes) == 11
+    compare(counting, mixes)
+    assert (Counted.rows, Counted.whole) == (sum(run.num_samples for run in counting), 0)
+
+
+def test_draws_read_the_logits_of_the_samples_drawn_once(monkeypatch):
+    run = some_run()
+    monkeypatch.setattr(Counted, "rows", 0)
+    evaluate(run._with(logits=run.logits.view(Counted)), BACKWARD, draws=20)
+    assert 0 < Counted.rows <= run.num_samples
+
+
+# One pass gives what the metrics give one by one
+
+
+def by_metrics(run, weights):
+    logits = run.logits.astype(np.float64)
+    log_probs = logits - logits.max(axis=1, keepdims=True)
+    log_probs -= np.log(np.exp(log_probs).sum(axis=1, keepdims=True))
+    probs, predicted, labels = np.exp(log_probs), run.predicted, run.labels
+    groups = metrics.group_accuracy(predicted, labels, run.train_counts, weights=weights)
+    return {
+        "accuracy": metrics.accuracy(predicted, labels, weights=weights),
+        "balanced_error": metrics.balanced_error(predicted, labels, run.num_classes, weights=weights),
+        "macro_f1": metrics.macro_f1(predicted, labels, run.num_classes, weights=weights),
+        "ece": metrics.expected_calibration_error(probs, labels, weights=weights),
+        "classwise_ece": metrics.classwise_calibration_error(probs, labels, weights=weights),
+        "brier": metrics.brier_score(probs, labels, weights=weights),
+        "nll": metrics.negative_log_likelihood(log_probs, labels, weights=weights),
+        "many": groups.many,
+        "medium": groups.medium,
+        "few": groups.few,
+    }
+
+
+def near(value, tolerance):
+    return None if value is None else pytest.approx(value, rel=tolerance, abs=1e-12)
+
+
+def random_run(num_samples, num_classes, dtype=np.float64, scale=2.0):
+    rng = np.random.default_rng(num_samples + num_classes)
+    labels = rng.permutation(np.arange(num_samples) % num_classes)
+    logits = scale * rng.normal(size=(num_samples, num_classes))
+    logits[np.arange(num_samples), labels] += scale
+    counts = np.geomspace(500, 5, num_classes).round().astype(int)
+    return Predictions(
+        logits=logits.astype(dtype), labels=labels, carried=Prior.from_counts(counts), train_counts=counts
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("num_classes", [2, 7, 40])
+@pytest.mark.parametrize("block", [1, 90, 2**16])
+def test_one_pass_gives_every_score_that_the_metrics_give_alone(num_classes, block, dtype, monkeypatch):
+    monkeypatch.setattr(_kernels, "BLOCK", block)
+    run = random_run(150, num_classes, dtype)
+    weights = np.random.default_rng(0).exponential(size=150) * (np.arange(150) % 4 > 0)
+    for masses in (None, weights):
+        expected = by_metrics(run, masses)
+        found = score(run, masses)
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            assert found[name] == near(value, 1e-10), name
+
+
+@pytest.mark.parametrize("scale", [2.0, 300.0])
+def test_a_comparison_gives_what_each_mix_gives_alone_also_where_exponentials_underflow(scale):
+    run = random_run(200, 6, scale=scale)
+    for row in compare(
+        [run], ["uniform", f"forward:{10**12}", f"backward:{10**12}", "tweak:5:0", "tweak:3:1"]
+    ).rows:
+        for mix, spreads in row.spreads.items():
+            alone = evaluate(run, target_prior(mix, run.train_counts), compensate=row.compensated).scores
+            for name, value in alone.items():
+                mean = None if spreads[name] is None else spreads[name].mean
+                assert mean == near(value, 1e-9), (mix, name)
+
+
+def test_logits_that_rule_out_every_class_of_the_mix_are_refused_where_they_count():
+    logits = np.array([[0.0, -np.inf, 1.0], [0.0, 0.5, -np.inf], [-np.inf, 0.0, 0.0]])
+    run = Predictions(logits=logits, labels=[1, 1, 2], carried=[0.3, 0.3, 0.4], train_counts=[3, 3, 4])
+    with pytest.raises(ValueError, match=r"sample 0 gives no probabilities \(1 of 2"):
+        evaluate(run, [0.0, 1.0, 0.0])
+    scores = evaluate(run, [0.0, 0.0, 1.0], compensate=False).scores
+    assert math.isfinite(scores["nll"])
+
+
+# Names and kinds
+
+
+def test_a_target_given_by_name_is_matched_by_name():
+    run = some_run(class_names=("ape", "bee", "cat", "dog"))
+    by_name = dict(zip(("dog", "ape", "cat", "bee"), (0.6, 0.05, 0.25, 0.1), strict=True))
+    for draws in (0, 2):
+        by_position = evaluate(run, BACKWARD, draws=draws)
+        assert evaluate(run, by_name, draws=draws).scores == by_position.scores
+        assert by_position.target.names == run.class_names
+    with pytest.raises(ValueError, match="missing are 'dog' and unknown are 'fox'"):
+        evaluate(run, {"ape": 1, "bee": 1, "cat": 1, "fox": 1})
+
+
+@every_kind_of("vector")
+def test_weights_of_every_kind_weigh_a_score(kind):
+    run = some_run()
+    weights = np.arange(run.num_samples) % 3 + 1.0
+    assert score(run, kind(weights)) == score(run, weights)

@@ -68,7 +68,7 @@ def test_the_objective_for_boosting_has_the_derivatives_of_the_loss(monkeypatch)
     data = SimpleNamespace(get_label=lambda: labels)
 
     def loss(logits, label):
-        return F.cross_entropy((logits + train.log_probs)[None], label[None], reduction="sum")
+        return F.cross_entropy((logits + torch.tensor(train.log_probs))[None], label[None], reduction="sum")
 
     rows = list(zip(torch.from_numpy(scores), torch.from_numpy(labels).long(), strict=True))
     gradient, curvature = objective(scores, data)

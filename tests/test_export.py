@@ -40,6 +40,7 @@ PREPARATION = Preparation(mean=(0.3,), std=(0.4,))
 HEADS = [name for name in heads.__all__ if name.endswith("Head")]
 LINEAR = ("BilateralHead", "LearnableScaleHead", "LinearHead", "PriorNormHead", "TauNormHead")
 CARRIED = Prior([0.6, 0.3, 0.1])
+NAMES = ("cat", "dog", "horse")
 
 
 def session(path):
@@ -69,7 +70,7 @@ def randomised(module, seed=0):
 
 def scorer_of(classifier, shape=(4,), **more):
     description = Description(
-        class_names=("cat", "dog", "horse"),
+        class_names=NAMES,
         carried=CARRIED,
         carried_by="theory",
         train_counts=(60, 30, 10),
@@ -137,13 +138,13 @@ def served(run):
 
 
 def test_a_scorer_says_of_pixels_between_0_and_1_what_its_run_predicts(run, images):
-    torch.testing.assert_close(load_scorer(run)(images), predict(run).logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(load_scorer(run)(images), predict(run).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64])
 def test_onnx_agrees_with_the_run_for_any_batch_and_prior(run, images, served, size):
     predictions = predict(run)
-    logits, carried = predictions.logits[:size].double(), predictions.carried.probs
+    logits, carried = predictions.logits[:size].astype(np.float64), predictions.carried.probs
     batch = {"images": images[:size].numpy()}
     random = np.random.default_rng(size).dirichlet(np.ones(10))
     absent = np.where(np.arange(10) < 3, 0.0, 1.0)
@@ -283,8 +284,8 @@ def test_a_folded_scorer_is_for_its_target(head, target):
     folded = fold(scorer, target)
     exact = posterior(before, CARRIED.probs, target)
     np.testing.assert_allclose(folded(inputs).softmax(dim=1), exact, rtol=0, atol=1e-6)
-    assert folded.description.carried == Prior(target)
-    assert scorer.description.carried == CARRIED
+    assert folded.description.carried == Prior(target, names=NAMES)
+    assert scorer.description.carried == CARRIED.named(NAMES)
     torch.testing.assert_close(scorer(inputs), before, rtol=0, atol=0)
 
 
@@ -320,7 +321,7 @@ def test_a_calibrated_scorer_is_the_calibration_of_the_scorer(head, method, carr
     calibrated = calibrate(scorer, scaling)
     expected = scaling(scorer(inputs))
     torch.testing.assert_close(calibrated(inputs), expected, rtol=1e-4, atol=1e-5)
-    assert calibrated.description.carried == scaling.carried
+    assert calibrated.description.carried == scaling.carried.named(NAMES)
     assert calibrated.description.facts["calibration"] == method
     exact = posterior(expected, scaling.carried.probs, [0.1, 0.2, 0.7])
     both = fold(calibrated, [0.1, 0.2, 0.7])
@@ -413,7 +414,8 @@ def test_validation_predictions_of_another_run_are_refused(run, tmp_path, capsys
 def test_a_missing_package_is_named_with_its_extra(run, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert main(["export", str(run), "-o", str(run / "never.onnx")]) == 2
-    assert 'needs onnx, which is not installed: pip install "priorshift[export]"' in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "needs onnx, which is not installed" in error and "[export]" in error
     assert not (run / "never.onnx").exists()
 
 
@@ -432,4 +434,4 @@ def test_the_python_of_the_page_runs(run, images, served, tmp_path, monkeypatch)
     assert namespace["probabilities"].shape == (4, 10)
     namespace["folder"] = tmp_path / "model"
     exec(compile(blocks[1], "docs/export.md, block 1", "exec"), namespace)
-    torch.testing.assert_close(namespace["scorer"](images), predict(run).logits, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(namespace["scorer"](images), predict(run).logits, rtol=1e-5, atol=1e-5)

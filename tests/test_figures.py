@@ -1,37 +1,38 @@
 """The papers' figures: data against slow references, artists read back, runs that do not fit."""
 
+import json
 import math
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
+from safetensors.numpy import save_file
 
 from priorshift import Predictions, Prior, recipes
 from priorshift.cli import main
-from priorshift.models import Classifier
-from priorshift.models.backbones import Identity
-from priorshift.models.heads import CosineHead, LinearHead
 from priorshift.report import papers
+from priorshift.report.papers.sources import read_sources
 from priorshift.report.style import PALETTE, method_colors
-from priorshift.training import Part, Run
+from priorshift.training.config import Part
 
-COUNTS = torch.tensor([40, 300, 100, 20, 150, 7, 60, 21, 3, 12])
-ORDER = sorted(range(10), key=lambda index: -COUNTS[index].item())
+COUNTS = np.array([40, 300, 100, 20, 150, 7, 60, 21, 3, 12])
+ORDER = sorted(range(10), key=lambda index: -COUNTS[index])
 CARRY_SOURCE = ("Softmax", "LDAM")
 TAUS = (0.0, 0.4, 1.0, 2.5)
 
 
 def make_predictions(method="Softmax", seed=0, *, per_class=6, **changes):
-    labels = torch.arange(10 * per_class) % 10
-    noise = torch.randn(len(labels), 10, generator=torch.Generator().manual_seed(seed)).double()
-    likelihood = noise + 1.8 * torch.nn.functional.one_hot(labels, 10)
+    labels = np.arange(10 * per_class) % 10
+    noise = np.random.default_rng(seed).standard_normal((len(labels), 10))
+    likelihood = noise + 1.8 * np.eye(10)[labels]
     source = Prior.from_counts(COUNTS)
     carries = method in CARRY_SOURCE
     parts = {
@@ -47,11 +48,15 @@ def make_predictions(method="Softmax", seed=0, *, per_class=6, **changes):
 
 
 def make_weights(seed):
-    return torch.rand(10, 4, generator=torch.Generator().manual_seed(seed)) + 0.1
+    return np.random.default_rng(seed).random((10, 4), dtype=np.float32) + np.float32(0.1)
+
+
+def predictions_file(folder):
+    return folder / "predictions-test.safetensors"
 
 
 def make_run(folder, method="Softmax", seed=0, *, alpha=0.01, momentum=0.9, head="linear", **changes):
-    """A run folder as a training leaves it, weights and predictions made up."""
+    """A run folder as a training leaves it, with invented weights and predictions."""
     config = recipes.digits_lade() if method == "LADE" else recipes.digits_softmax()
     (stage,) = config.stages
     optimizer = replace(stage.optimizer, momentum=momentum, nesterov=False)
@@ -62,14 +67,12 @@ def make_run(folder, method="Softmax", seed=0, *, alpha=0.01, momentum=0.9, head
     )
     stages = (replace(stage, loss=loss, optimizer=optimizer),)
     config = replace(config, method=method, seed=seed, stages=stages, head=Part(name=head))
-    run, device = Run(folder), torch.device("cpu")
-    classifier = Classifier(Identity(4), {"linear": LinearHead, "cosine": CosineHead}[head](4, 10))
-    with torch.no_grad():
-        classifier.head.weight.copy_(make_weights(seed))
     folder.mkdir(parents=True)
-    run.begin(config)
-    run.save_weights(classifier, device, stage=0, epochs=1, completed=True, chosen={}, data="")
-    make_predictions(method, seed, **changes).save(run.predictions_file("test"))
+    config.save(folder / "config.json")
+    header = {"schema_version": 1, "stage": 0, "epochs": 1, "completed": True, "chosen": {}}
+    weights = {"head.weight": make_weights(seed), "head.bias": np.zeros(10, dtype=np.float32)}
+    save_file(weights, folder / "model.safetensors", metadata={"priorshift": json.dumps(header)})
+    make_predictions(method, seed, **changes).save(predictions_file(folder))
     return folder
 
 
@@ -156,7 +159,7 @@ def test_class_logits_are_moments_over_positive_and_negative_samples():
             (panel.negative_mean, panel.negative_sd, False),
         ):
             expected = mean_and_sd([row[index] for row, label in samples if (label == index) is positive])
-            assert (mean[place].item(), sd[place].item()) == pytest.approx(expected, abs=1e-10)
+            assert (mean[place], sd[place]) == pytest.approx(expected, abs=1e-10)
 
 
 def test_logits_that_carry_the_uniform_prior_are_taken_as_they_are():
@@ -172,16 +175,16 @@ def test_a_constant_moves_the_means_of_logits_and_no_spread(constant):
     run = make_predictions()
     panel = papers.class_logits([run], "")
     moved = papers.class_logits([replace(run, logits=run.logits + constant)], "")
-    assert torch.allclose(moved.negative_mean, panel.negative_mean + constant, atol=1e-10)
-    assert torch.allclose(moved.positive_sd, panel.positive_sd, atol=1e-10)
+    assert moved.negative_mean == pytest.approx(panel.negative_mean + constant, rel=1e-5, abs=1e-10)
+    assert moved.positive_sd == pytest.approx(panel.positive_sd, rel=1e-5, abs=1e-10)
 
 
 def test_a_class_without_samples_has_no_positive_logits():
     run = make_predictions()
     kept = run.labels != ORDER[3]
     panel = papers.class_logits([replace(run, logits=run.logits[kept], labels=run.labels[kept])], "")
-    assert panel.positive_mean.isnan().nonzero().flatten().tolist() == [3]
-    assert not panel.negative_mean.isnan().any()
+    assert np.flatnonzero(np.isnan(panel.positive_mean)).tolist() == [3]
+    assert not np.isnan(panel.negative_mean).any()
 
 
 def test_weight_norms_go_by_frequency():
@@ -197,30 +200,30 @@ def test_weight_norms_go_by_frequency():
 def test_errors_by_tau_are_those_of_the_two_formulas():
     runs, weights = [make_predictions(seed=seed) for seed in range(2)], [make_weights(5), make_weights(6)]
     errors = papers.tau_errors(runs, weights, taus=TAUS)
-    pi = [count / COUNTS.sum().item() for count in COUNTS.tolist()]
+    pi = [count / COUNTS.sum() for count in COUNTS.tolist()]
     for place, tau in enumerate(TAUS):
-        adjusted, normalised = [], []
+        adjusted, normalized = [], []
         for run, weight in zip(runs, weights, strict=True):
-            norms = [math.sqrt(sum(value**2 for value in row)) for row in weight.double().tolist()]
+            norms = [math.sqrt(sum(value**2 for value in row)) for row in weight.astype(float).tolist()]
             rows = run.logits.tolist()
             for found, scores in (
                 (adjusted, [[f - tau * math.log(p) for f, p in zip(row, pi, strict=True)] for row in rows]),
-                (normalised, [[f / n**tau for f, n in zip(row, norms, strict=True)] for row in rows]),
+                (normalized, [[f / n**tau for f, n in zip(row, norms, strict=True)] for row in rows]),
             ):
                 found.append(statistics.fmean(class_errors(scores, run.labels)))
         for spreads, expected in (
             (errors.logit_adjustment, adjusted),
-            (errors.weight_normalisation, normalised),
+            (errors.weight_normalization, normalized),
         ):
             assert as_pairs(spreads)[place] == pytest.approx(spread(expected), abs=1e-12)
-    assert errors.taus == TAUS and errors.logit_adjustment[0] == errors.weight_normalisation[0]
+    assert errors.taus == TAUS and errors.logit_adjustment[0] == errors.weight_normalization[0]
 
 
 def test_errors_by_group_are_means_over_classes_with_boundaries_of_menon():
     runs = [make_predictions(method, seed) for method in ("Softmax", "LADE") for seed in (0, 1)]
     errors = papers.errors_by_group(runs)
     members = [
-        [index for index in range(10) if inside(COUNTS[index].item())]
+        [index for index in range(10) if inside(COUNTS[index])]
         for inside in (lambda n: n >= 100, lambda n: 20 < n < 100, lambda n: n <= 20)
     ]
     assert [len(group) for group in members] == [3, 3, 4]
@@ -258,7 +261,7 @@ def test_groups_weighted_by_their_classes_make_up_the_balanced_error(seed, num_g
 
 
 def test_an_empty_group_has_no_error_and_no_bar():
-    run = make_predictions(train_counts=COUNTS.clamp(min=30))
+    run = make_predictions(train_counts=np.maximum(COUNTS, 30))
     errors = papers.errors_by_group([run])
     assert errors.errors["Softmax"][2] is None
     heights = [bar.get_height() for bar in papers.plot_errors(errors).patches]
@@ -307,11 +310,11 @@ def test_lade_figure_3_has_a_panel_for_each_alpha_with_log_c(folders):
     runs = [make_predictions("LADE", seed) for seed in (10, 11)]
     data = papers.class_logits(runs, "")
     lines = lines_of(panel)
-    assert lines["positive samples"] == pytest.approx(data.positive_mean.numpy())
-    assert lines["negative samples"] == pytest.approx(data.negative_mean.numpy())
+    assert lines["positive samples"] == pytest.approx(data.positive_mean)
+    assert lines["negative samples"] == pytest.approx(data.negative_mean)
     assert lines["log C"] == pytest.approx([math.log(10)] * 2)
     low, high = data.negative_mean - data.negative_sd, data.negative_mean + data.negative_sd
-    assert np.array(band_of(panel, 1)) == pytest.approx(torch.stack((low, high), dim=1).numpy())
+    assert np.array(band_of(panel, 1)) == pytest.approx(np.stack((low, high), axis=1))
     assert len({ax.get_ylim() for ax in figure.axes}) == 1
 
 
@@ -345,17 +348,16 @@ def test_lade_figures_4_and_6_show_accuracy_gap_and_counts_of_20_bins(folders):
             assert found[place] == pytest.approx(expected)
 
 
-def test_la_figure_1_has_a_line_of_norms_for_each_optimiser(folders):
+def test_la_figure_1_has_a_line_of_norms_for_each_optimizer(folders):
     figure = papers.paper_figure("la-figure-1", paths(folders, "Softmax-0", "plain-sgd", "Softmax-1"))
     lines = lines_of(figure.axes[0])
     assert list(lines) == ["SGD, momentum 0.9", "SGD"]
-    norms = torch.stack([make_weights(seed).norm(dim=1)[ORDER] for seed in (0, 1)])
-    assert lines["SGD, momentum 0.9"] == pytest.approx(norms.mean(dim=0).numpy(), rel=1e-6)
-    assert lines["SGD"] == pytest.approx(make_weights(40).norm(dim=1)[ORDER].numpy(), rel=1e-6)
-    low, high = norms.mean(dim=0) - norms.std(dim=0), norms.mean(dim=0) + norms.std(dim=0)
-    assert np.array(band_of(figure.axes[0])) == pytest.approx(
-        torch.stack((low, high), dim=1).numpy(), rel=1e-5
-    )
+    norms = np.stack([np.linalg.norm(make_weights(seed), axis=1)[ORDER] for seed in (0, 1)])
+    assert lines["SGD, momentum 0.9"] == pytest.approx(norms.mean(axis=0), rel=1e-6)
+    assert lines["SGD"] == pytest.approx(np.linalg.norm(make_weights(40), axis=1)[ORDER], rel=1e-6)
+    middle, half = norms.mean(axis=0), norms.std(axis=0, ddof=1)
+    expected = np.stack((middle - half, middle + half), axis=1)
+    assert np.array(band_of(figure.axes[0])) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["la-figure-3", "la-figure-9"])
@@ -367,7 +369,7 @@ def test_la_figures_3_and_9_show_the_balanced_error_by_tau(name, folders):
     lines = lines_of(figure.axes[0])
     for label, spreads in (
         ("logit adjustment", errors.logit_adjustment),
-        ("weight normalisation", errors.weight_normalisation),
+        ("weight normalization", errors.weight_normalization),
     ):
         assert lines[label] == pytest.approx([100 * spread.mean for spread in spreads])
     assert figure.axes[0].get_lines()[0].get_xdata()[[0, 10, -1]].tolist() == [0, 1, 3]
@@ -394,7 +396,7 @@ def test_la_figures_4_and_8_have_a_bar_for_each_method_and_group(name, of, folde
     assert heights == pytest.approx([200 * each.sd for each in errors.errors["Softmax"]])
 
 
-def test_a_method_has_one_colour_in_every_figure_whatever_it_stands_beside(folders):
+def test_a_method_has_one_color_in_every_figure_whatever_it_stands_beside(folders):
     blue, green = PALETTE[0], PALETTE[2]
     few, many = ("LADE", "Softmax"), ("NCM", "cRT", "Softmax", "OLTR", "LADE")
     for methods in (few, many):
@@ -415,7 +417,7 @@ def test_a_method_has_one_colour_in_every_figure_whatever_it_stands_beside(folde
     assert drawn == {green.lower()}
 
 
-def test_more_methods_than_colours_are_all_drawn():
+def test_more_methods_than_colors_are_all_drawn():
     methods = [f"method {index}" for index in range(20)]
     assert list(method_colors(methods)) == methods
     assert set(method_colors(methods).values()) == set(PALETTE)
@@ -448,7 +450,7 @@ def test_the_readers_settings_do_not_change_a_figure(folders, tmp_path):
 
 def test_the_command_writes_the_figure_and_takes_predictions_files(folders, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    file = Run(folders["LADE-0"]).predictions_file("test")
+    file = predictions_file(folders["LADE-0"])
     assert main(["figure", "la-figure-8", str(file), str(folders["Softmax-0"]), "-o", "out/fig.pdf"]) == 0
     assert capsys.readouterr().out.strip() == "out/fig.pdf"
     assert (tmp_path / "out" / "fig.pdf").read_bytes().startswith(b"%PDF")
@@ -474,7 +476,7 @@ def test_the_help_lists_every_figure(capsys):
         ("lade-figure-2", ["Softmax-0", "Softmax-0"], "each run once"),
         ("lade-figure-2", ["LADE-0", "alpha-0.1"], "of LADE to differ by their seed alone"),
         ("lade-figure-3", ["LADE-0", "LADE-1"], r"LADE at several α.*all of these are LADE, α = 0.01"),
-        ("la-figure-1", ["Softmax-0", "Softmax-1"], r"under two optimisers.*are of SGD, momentum 0.9"),
+        ("la-figure-1", ["Softmax-0", "Softmax-1"], r"under two optimizers.*are of SGD, momentum 0.9"),
         ("la-figure-1", ["Softmax-0", "LADE-0"], "of one method, but got Softmax and LADE"),
         ("la-figure-3", ["LADE-0"], r"plain cross-entropy.*those of LADE carry"),
         ("la-figure-3", ["Softmax-0", "plain-sgd"], "of Softmax to differ by their seed alone"),
@@ -501,18 +503,56 @@ def test_predictions_that_do_not_fit_the_others_are_named(changes, complaint, fo
 
 
 def test_what_a_run_lacks_is_said(folders, tmp_path):
-    file = Run(folders["Softmax-0"]).predictions_file("test")
+    file = predictions_file(folders["Softmax-0"])
     for name in ("la-figure-1", "la-figure-3"):
         with pytest.raises(ValueError, match=r"Expected a run folder, .*predictions-test.safetensors"):
             papers.paper_figure(name, [file])
     with pytest.raises(FileNotFoundError, match="no predictions file"):
         papers.paper_figure("la-figure-4", [tmp_path / "nowhere"])
     bare = make_run(tmp_path / "bare")
-    Run(bare).predictions_file("test").unlink()
+    predictions_file(bare).unlink()
     with pytest.raises(FileNotFoundError, match="has no test predictions; run `priorshift predict"):
         papers.paper_figure("la-figure-4", [bare])
     with pytest.raises(ValueError, match=r"a `linear` head, .*cosine has 'cosine'"):
         papers.paper_figure("la-figure-3", [make_run(tmp_path / "cosine", head="cosine")])
+    untrained = make_run(tmp_path / "untrained")
+    (untrained / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"model.safetensors is truncated or no weights file"):
+        papers.paper_figure("la-figure-3", [untrained])
+    (untrained / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="untrained has no weights yet: train it first"):
+        papers.paper_figure("la-figure-3", [untrained])
+    (untrained / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"untrained is no run folder: it has no config\.json"):
+        papers.paper_figure("la-figure-3", [untrained])
+
+
+def test_a_folder_that_training_wrote_is_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    from priorshift.models import Classifier
+    from priorshift.models.backbones import Identity
+    from priorshift.models.heads import LinearHead
+    from priorshift.training import Run
+
+    run, classifier = Run(tmp_path / "run"), Classifier(Identity(4), LinearHead(4, 10))
+    run.folder.mkdir()
+    run.begin(recipes.digits_softmax())
+    run.save_weights(classifier, torch.device("cpu"), stage=0, epochs=1, completed=True, chosen={}, data="")
+    make_predictions().save(run.predictions_file("test"))
+    (source,) = read_sources([run.folder])
+    assert source.config == recipes.digits_softmax() and source.optimizer == "SGD, momentum 0.9"
+    assert np.array_equal(source.weights(), classifier.head.weight.detach().numpy())
+
+
+def test_figures_of_run_folders_need_no_torch(tmp_path):
+    code = (
+        "import sys; sys.modules['torch'] = None; from pathlib import Path; "
+        "from priorshift.report.papers import paper_figure; "
+        "paper_figure('la-figure-1', [Path(path) for path in sys.argv[1:]])"
+    )
+    both = [str(make_run(tmp_path / "momentum")), str(make_run(tmp_path / "none", momentum=0.0))]
+    result = subprocess.run([sys.executable, "-c", code, *both], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_arguments_that_do_not_fit_are_refused(tmp_path):
@@ -520,9 +560,9 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match=r"`weights` with one row per class, \(10, D\), but got shape \(4,\)"
     ):
-        papers.weight_norms([torch.ones(4)], COUNTS)
+        papers.weight_norms([np.ones(4)], COUNTS)
     with pytest.raises(ValueError, match=r"`weights` with one row per class, .* \(9, 4\)"):
-        papers.tau_errors([run], [torch.ones(9, 4)])
+        papers.tau_errors([run], [np.ones((9, 4))])
     with pytest.raises(ValueError, match="`num_groups` to be at least 1, but got 0"):
         papers.errors_by_frequency([run], num_groups=0)
     with pytest.raises(ValueError, match=r"to end in .svg, .pdf or .png, but got figure.jpg"):

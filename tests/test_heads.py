@@ -273,7 +273,7 @@ def test_tau_is_what_does_best_on_the_validation_images(kind, seed):
     head.begin(start_of(previous, validation=validation, source=source))
 
     weight, features = previous.weight.detach().double().numpy(), validation.features.double().numpy()
-    divisor = np.linalg.norm(weight, axis=1) if kind is TauNormHead else source.probs.numpy()
+    divisor = np.linalg.norm(weight, axis=1) if kind is TauNormHead else source.probs
     tau = numpy_choice(lambda tau: features @ (weight / divisor[:, None] ** tau).T, validation.labels.numpy())
     assert head.chosen == {"tau": tau}
     close(head.weight, weight / divisor[:, None] ** tau)

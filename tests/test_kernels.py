@@ -19,7 +19,7 @@ import references
 from priorshift import Prior, kernels
 from priorshift.kernels import _cpu, _fused
 from priorshift.losses import BalancedSoftmaxLoss, LADELoss, LogitAdjustedLoss, lade_loss, lader
-from test_losses import COUNTS, PRIOR, batch
+from test_losses import COUNTS, LOG_PRIOR, batch
 
 LOSSES = {
     "lade": partial(LADELoss, alpha=0.5, lam=0.3),
@@ -57,7 +57,7 @@ def value_and_gradient(loss, logits, labels, weights=None):
 
 def assert_as_defined(loss, logits, labels, weights=None):
     """The value and the gradient are those of the definition in float64."""
-    assert kernels.support(logits, PRIOR.log_probs)
+    assert kernels.support(logits, LOG_PRIOR)
     value, gradient = value_and_gradient(loss, logits, labels, weights)
     exact, exact_gradient = value_and_gradient(loss, logits.double(), labels, weights)
     torch.testing.assert_close(value, exact.float(), rtol=3e-6, atol=1e-6)
@@ -104,7 +104,7 @@ def test_a_value_follows_its_formula(name, reduction):
     logits, labels = sample(n=11, ignored=2)
     loss = made(name, reduction=reduction)
     expected = REFERENCES[name](
-        logits.double().numpy(), labels.numpy(), loss.source.prior.probs.numpy(), reduction=reduction
+        logits.double().numpy(), labels.numpy(), loss.source.prior.probs, reduction=reduction
     )
     assert loss(logits, labels).item() == pytest.approx(expected, rel=2e-6)
 
@@ -114,7 +114,7 @@ def test_a_value_follows_its_formula(name, reduction):
 def test_lader_alone_is_as_defined(variant):
     logits, labels = sample(ignored=1)
     assert_as_defined(
-        lambda f, y: lader(f, y, PRIOR.log_probs, lam=0.3, variant=variant), logits, labels, torch.tensor(2.0)
+        lambda f, y: lader(f, y, LOG_PRIOR, lam=0.3, variant=variant), logits, labels, torch.tensor(2.0)
     )
 
 
@@ -459,7 +459,7 @@ def test_a_compiled_model_gives_the_same(name):
 
 def test_a_prior_that_is_trained_gets_its_gradient():
     logits, labels = sample()
-    log_prior = PRIOR.log_probs.float().requires_grad_()
+    log_prior = LOG_PRIOR.float().requires_grad_()
     assert not kernels.support(logits, log_prior)
     lade_loss(logits, labels, log_prior, alpha=0.5, lam=0.3).backward()
     assert log_prior.grad.abs().min() > 0
@@ -467,7 +467,7 @@ def test_a_prior_that_is_trained_gets_its_gradient():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64])
 def test_other_dtypes_go_by_the_definition(dtype):
-    assert not kernels.support(torch.zeros(2, 5, dtype=dtype), PRIOR.log_probs)
+    assert not kernels.support(torch.zeros(2, 5, dtype=dtype), LOG_PRIOR)
 
 
 @each_loss

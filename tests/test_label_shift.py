@@ -1,10 +1,14 @@
+import re
+
 import numpy as np
+import pandas
 import pytest
-import torch
 from scipy.optimize import minimize
 from scipy.stats import binom, chi2
 
-from priorshift.estimation._label_shift import _cut, _fit, _smallest_on_simplex, label_shift_test
+from kinds import every_kind_of, exact
+from priorshift.estimation._label_shift import _cut, _fit, label_shift_test
+from priorshift.estimation._simplex import nearest_mix
 
 
 class World:
@@ -14,10 +18,10 @@ class World:
         self.rng = np.random.default_rng(seed)
         self.means = 2.0 * np.eye(num_classes) + self.rng.normal(scale=0.3, size=(num_classes, num_classes))
 
-    def draw(self, size: int, mix: np.ndarray, noise: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw(self, size: int, mix: np.ndarray, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         labels = self.rng.choice(len(mix), size=size, p=mix)
         points = self.means[labels] + noise * self.rng.normal(size=(size, self.means.shape[1]))
-        return torch.from_numpy(3 * points), torch.from_numpy(labels)
+        return 3 * points, labels
 
 
 UNIFORM = np.full(4, 0.25)
@@ -85,10 +89,10 @@ def test_the_order_of_samples_and_classes_and_constants_on_logits_do_not_matter(
     source, labels = world.draw(700, UNIFORM)
     target, _ = world.draw(500, TAIL)
     result = label_shift_test(source, labels, target)
-    rows, columns = torch.from_numpy(world.rng.permutation(700)), torch.tensor([2, 0, 3, 1])
+    rows, columns = world.rng.permutation(700), np.array([2, 0, 3, 1])
     moved = label_shift_test(
-        (source + 5)[rows][:, columns].numpy(),
-        columns.argsort()[labels][rows].numpy(),
+        (source + 5)[rows][:, columns],
+        columns.argsort()[labels][rows],
         target[:, columns] - 3,
     )
     assert moved.degrees_of_freedom == result.degrees_of_freedom
@@ -100,7 +104,7 @@ def test_the_statistic_is_the_smallest_distance_over_the_simplex():
     counts = np.array([90, 200, 60])
     histograms = np.stack([rng.multinomial(n, rng.dirichlet(np.ones(8))) / n for n in counts], axis=1)
     observed, size = rng.multinomial(400, histograms @ [0.5, 0.5, 0.0]) / 400, 400
-    fit = _fit(torch.from_numpy(histograms), torch.from_numpy(counts), torch.from_numpy(observed), size)
+    fit = _fit(histograms, counts, observed, size)
 
     def multinomial(probs):
         return np.diag(probs) - np.outer(probs, probs)
@@ -111,7 +115,7 @@ def test_the_statistic_is_the_smallest_distance_over_the_simplex():
         gap = observed - histograms @ mix
         return gap @ np.linalg.pinv(variance, rcond=1e-10) @ gap
 
-    at = fit.mix.numpy()
+    at = fit.mix
     best = minimize(
         lambda mix: distance(mix, at),
         np.full(3, 1 / 3),
@@ -128,27 +132,27 @@ def test_a_form_is_minimised_over_the_simplex(seed):
     rng = np.random.default_rng(seed)
     factor = rng.normal(size=(20, 12)) + 1.5 * rng.normal(size=(20, 1))
     form = factor.T @ factor
-    mix, value = _smallest_on_simplex(torch.from_numpy(form))
-    slope = form @ mix.numpy()
-    assert mix.sum().item() == pytest.approx(1)
+    mix = nearest_mix(form)
+    value, slope = mix @ form @ mix, form @ mix
+    assert mix.sum() == pytest.approx(1)
     assert (mix >= 0).all() and (mix == 0).any()
     # The optimum of a convex form: the slope is the value itself where there is mass and no less elsewhere.
-    np.testing.assert_allclose(slope[mix.numpy() > 0], value, rtol=1e-6)
+    np.testing.assert_allclose(slope[mix > 0], value, rtol=1e-6)
     assert (slope >= value * (1 - 1e-6)).all()
 
 
 def test_cells_hold_enough_samples_of_both_sets_and_levels_rise_with_confidence():
     rng = np.random.default_rng(6)
-    predicted = torch.from_numpy(rng.choice(5, size=400, p=[0.5, 0.3, 0.15, 0.04, 0.01]))
-    confidence = torch.from_numpy(rng.exponential(size=400))
-    shares = torch.from_numpy(rng.uniform(0.05, 1.0, size=400))
+    predicted = rng.choice(5, size=400, p=[0.5, 0.3, 0.15, 0.04, 0.01])
+    confidence = rng.exponential(size=400)
+    shares = rng.uniform(0.05, 1.0, size=400)
     cells = _cut(predicted, confidence, shares, num_classes=5, levels=4)
     where = cells.of(predicted, confidence)
     assert where.max() + 1 == cells.number
-    assert torch.bincount(where).min() >= 5
-    assert torch.bincount(where, weights=shares).min() >= 5
+    assert np.bincount(where).min() >= 5
+    assert np.bincount(where, weights=shares).min() >= 5
     first = predicted == 0
-    highest = [confidence[first & (where == cell)].max() for cell in where[first].unique()]
+    highest = [confidence[first & (where == cell)].max() for cell in np.unique(where[first])]
     assert len(highest) == 4 and highest == sorted(highest)
 
 
@@ -172,7 +176,7 @@ def test_saturated_and_impossible_classes_are_taken():
     target, _ = world.draw(300, TAIL)
     sharp = label_shift_test(100 * source, labels, 100 * target)
     assert sharp.p_value > 0.01
-    masked = torch.where(source < source.amax(dim=1, keepdim=True), -torch.inf, source)
+    masked = np.where(source < source.max(axis=1, keepdims=True), -np.inf, source)
     certain = label_shift_test(masked, labels, masked)
     assert certain.p_value is None
 
@@ -181,24 +185,60 @@ def test_saturated_and_impossible_classes_are_taken():
     ("change", "error", "words"),
     [
         (
-            {"target_logits": torch.zeros(4, 3)},
+            {"target_logits": np.zeros((4, 3))},
             ValueError,
-            "as many classes as `source_logits`, 2, but got 3",
+            "`target_logits` with 2 classes, but got 3",
         ),
-        ({"source_labels": [0, 1]}, ValueError, "one entry per row of `source_logits`, 4, but got 2"),
-        ({"source_labels": [0, 1, 2, 0]}, ValueError, "`labels` between 0 and 1, but got 2"),
-        ({"levels": 1}, ValueError, "`levels` to be at least 2, but got 1"),
-        ({"target_logits": torch.zeros(0, 2)}, ValueError, r"at least two classes, but got shape \(0, 2\)"),
-        ({"target_logits": torch.zeros(4, 2).long()}, TypeError, "to be floating-point, but got dtype"),
-        ({"source_logits": [[0.0, 1.0]]}, TypeError, "a torch tensor or a NumPy array, but got list"),
-        ({"source_logits": torch.full((4, 2), torch.nan)}, ValueError, "finite or −inf, and finite for some"),
+        ({"source_labels": [0, 1]}, ValueError, r"one entry per sample, \(4,\), but got shape \(2,\)"),
+        ({"source_labels": [0, 1, 2, 0]}, ValueError, "`source_labels` between 0 and 1, but got 2"),
+        ({"levels": 1}, ValueError, "`levels` to be at least 2 and finite, but got 1"),
+        ({"target_logits": np.zeros((0, 2))}, ValueError, r"N ≥ 1 and C ≥ 2, but got shape \(0, 2\)"),
+        ({"target_logits": np.zeros((4, 2), int)}, TypeError, "to be floating-point, but got dtype"),
+        ({"source_logits": "scores"}, TypeError, "`source_logits` to be real numbers, but got 'scores'"),
+        ({"target_logits": np.full((4, 2), 0.5)}, ValueError, "these are probabilities"),
+        ({"source_labels": np.eye(2)[[0, 1, 0, 1]]}, ValueError, "for one-hot rows pass"),
+        ({"source_labels": [1, 2, 1, 2]}, ValueError, "Where labels begin at 1, subtract 1"),
+        ({"source_logits": np.full((4, 2), np.nan)}, ValueError, "finite or −inf, and finite for some"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(change, error, words):
     arguments = {
-        "source_logits": torch.zeros(4, 2),
+        "source_logits": np.zeros((4, 2)),
         "source_labels": [0, 1, 0, 1],
-        "target_logits": torch.zeros(4, 2),
+        "target_logits": np.zeros((4, 2)),
     }
     with pytest.raises(error, match=words):
         label_shift_test(**(arguments | change))
+
+
+@every_kind_of("scores")
+def test_every_kind_of_scores_gives_the_same_test(kind):
+    world = World(9)
+    source, labels = world.draw(300, UNIFORM)
+    source, target = exact(source), exact(world.draw(200, TAIL)[0])
+    found, expected = (
+        label_shift_test(kind(source), labels, kind(target)),
+        label_shift_test(source, labels, target),
+    )
+    assert found == expected
+
+
+@every_kind_of("labels")
+def test_every_kind_of_labels_gives_the_same_test(kind):
+    world = World(9)
+    source, labels = world.draw(300, UNIFORM)
+    target, _ = world.draw(200, TAIL)
+    assert label_shift_test(source, kind(labels), target) == label_shift_test(source, labels, target)
+
+
+def test_classes_are_matched_by_name_and_named():
+    world, names, turned = World(2), np.array(["cat", "dog", "owl", "yak"]), [3, 1, 0, 2]
+    source, labels = world.draw(1500, UNIFORM)
+    noisy, _ = world.draw(800, TAIL, noise=1.6)
+    expected = label_shift_test(source, labels, noisy)
+    table = pandas.DataFrame(source, columns=names)
+    found = label_shift_test(table, names[labels], pandas.DataFrame(noisy[:, turned], columns=names[turned]))
+    assert found.p_value == expected.p_value
+    assert re.search(r"samples predicted as class '(cat|dog|owl|yak)'", found.words)
+    few = label_shift_test(table[labels != 2], names[labels[labels != 2]], table)
+    assert "no labelled source sample shows how class 'owl' would be predicted" in few.words

@@ -155,27 +155,30 @@ def test_separable_class_has_the_batch_mean_that_the_closed_forms_are_about():
     expected = sum(
         prior.probs[c] * (-np.log(3) + np.log(m) + 0.5 * np.log(m) ** 2) for c, m in batch_mean.items()
     )
-    torch.testing.assert_close(lader(perfect, labels, prior.log_probs, lam=0.5), expected)
+    torch.testing.assert_close(
+        lader(perfect, labels, torch.tensor(prior.log_probs), lam=0.5), torch.tensor(expected)
+    )
 
 
 def test_presence_and_batch_mean_of_separable_classes_agree_with_simulated_batches():
     prior = Prior.from_counts(long_tail_counts(100, 500, 100))
     num_batches, batch_size = 20_000, 256
-    tallies = np.random.default_rng(0).multinomial(batch_size, prior.probs.numpy(), num_batches)
+    tallies = np.random.default_rng(0).multinomial(batch_size, prior.probs, num_batches)
+    probs = torch.tensor(prior.probs)
     for rank in (0, 53, 70, 99):
         present = tallies[:, rank] > 0
         means = tallies[present, rank] / (batch_size * float(prior.probs[rank]))
-        closed = float(presence(prior.probs, batch_size)[rank])
+        closed = float(presence(probs, batch_size)[rank])
         assert abs(present.mean() - closed) < 4 * np.sqrt(closed * (1 - closed) / num_batches) + 1e-4
         for simulated, exact in (
-            (means, float(mean_given_presence(prior.probs, batch_size)[rank])),
-            (np.log(means), float(log_mean_given_presence(prior.probs, batch_size)[rank])),
+            (means, float(mean_given_presence(probs, batch_size)[rank])),
+            (np.log(means), float(log_mean_given_presence(probs, batch_size)[rank])),
         ):
             assert abs(simulated.mean() - exact) < 4 * simulated.std() / np.sqrt(len(means)) + 1e-9
 
 
 def test_rarest_class_of_cifar_100_lt_is_in_a_ninth_of_the_batches_and_nine_times_too_large_there():
-    probs = Prior.from_counts(long_tail_counts(100, 500, 100)).probs
+    probs = torch.tensor(Prior.from_counts(long_tail_counts(100, 500, 100)).probs)
     assert float(presence(probs, 256)[-1]) == pytest.approx(0.1113, abs=1e-4)
     assert float(mean_given_presence(probs, 256)[-1]) == pytest.approx(8.98, abs=0.01)
     assert float(log_mean_given_presence(probs, 256)[-1]) == pytest.approx(2.18, abs=0.01)
@@ -183,7 +186,7 @@ def test_rarest_class_of_cifar_100_lt_is_in_a_ninth_of_the_batches_and_nine_time
 
 def test_overlap_shrinks_the_bias_of_the_batch_mean_as_its_closed_form_says():
     population = random_population(0)
-    probs, last, batch_size = population.prior.probs, 3, 20
+    probs, last, batch_size = torch.tensor(population.prior.probs), 3, 20
     own = float((population.likelihood * population.uniform_posterior)[:, last].sum())
     samples = np.random.default_rng(0).integers(len(population.labels), size=(40_000, batch_size))
     points, labels = population.points.numpy()[samples], population.labels.numpy()[samples]

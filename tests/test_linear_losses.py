@@ -22,6 +22,7 @@ from priorshift.losses._linear import _classes_of_rank, _log_sums
 
 N, C, D = 11, 13, 4
 PRIOR = Prior.from_counts(torch.arange(1, C + 1) ** 2)
+LOG_PRIOR = torch.tensor(PRIOR.log_probs)
 CHUNKS = [1, 5, C, 1000, None]
 
 LOSSES = {
@@ -66,7 +67,7 @@ def on_logits(plain):
 def cost(loss, features, weight, bias, labels, prior=PRIOR, **options):
     """A loss and its gradients by features, weight and bias; single losses count by their position."""
     leaves = [tensor.clone().requires_grad_() for tensor in (features, weight, bias)]
-    value = loss(leaves[0], leaves[1], labels, prior.log_probs, bias=leaves[2], **options)
+    value = loss(leaves[0], leaves[1], labels, torch.tensor(prior.log_probs), bias=leaves[2], **options)
     weights = torch.arange(1.0, 1 + value.numel()).view(value.shape)
     (value * weights).sum().backward()
     return value.detach(), *(leaf.grad for leaf in leaves)
@@ -88,15 +89,15 @@ def test_value_and_gradients_are_those_of_the_logits(fused, plain, reference, ch
     found = cost(fused, features, weight, bias, labels, chunk_size=chunk_size, reduction=reduction)
     assert_close(found, cost(on_logits(plain), features, weight, bias, labels, reduction=reduction))
     logits = (features @ weight.T + bias).numpy()
-    expected = reference(logits, labels.numpy(), PRIOR.probs.numpy(), reduction=reduction)
+    expected = reference(logits, labels.numpy(), PRIOR.probs, reduction=reduction)
     np.testing.assert_allclose(found[0], expected, rtol=1e-10, atol=1e-10)
 
 
 @every_loss
 def test_a_classifier_may_have_no_bias(fused, plain, reference):
     features, weight, _, labels = batch()
-    value = fused(features, weight, labels, PRIOR.log_probs, chunk_size=5)
-    expected = plain(features @ weight.T, labels, PRIOR.log_probs)
+    value = fused(features, weight, labels, LOG_PRIOR, chunk_size=5)
+    expected = plain(features @ weight.T, labels, LOG_PRIOR)
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
@@ -107,7 +108,7 @@ def test_gradients_are_those_of_the_value(fused, plain, reference):
     prior = Prior.from_counts([5, 4, 3, 2, 1])
 
     def loss(features, weight, bias):
-        return fused(features, weight, labels, prior.log_probs, bias=bias, chunk_size=2)
+        return fused(features, weight, labels, torch.tensor(prior.log_probs), bias=bias, chunk_size=2)
 
     assert torch.autograd.gradcheck(loss, tensors)
 
@@ -118,7 +119,7 @@ def test_what_is_frozen_gets_no_gradient_and_changes_no_other(fused, plain, refe
     *tensors, labels = batch()
     expected = cost(fused, *tensors, labels)[1:]
     leaves = [tensor.clone().requires_grad_(index in trained) for index, tensor in enumerate(tensors)]
-    fused(leaves[0], leaves[1], labels, PRIOR.log_probs, bias=leaves[2], chunk_size=5).backward()
+    fused(leaves[0], leaves[1], labels, LOG_PRIOR, bias=leaves[2], chunk_size=5).backward()
     for index, leaf in enumerate(leaves):
         if index in trained:
             np.testing.assert_allclose(leaf.grad, expected[index], rtol=1e-12, atol=1e-14)
@@ -146,9 +147,9 @@ def test_any_index_of_any_integer_dtype_may_be_the_ignored_one(ignore_index, dty
         pytest.skip("unsigned")
     features, weight, bias, labels = batch()
     options = {"bias": bias, "alpha": 0.7, "lam": 0.3}
-    expected = linear_lade(features[3:], weight, labels[3:] + 1, PRIOR.log_probs, **options)
+    expected = linear_lade(features[3:], weight, labels[3:] + 1, LOG_PRIOR, **options)
     labels = (labels + 1).masked_fill(torch.arange(N) < 3, ignore_index).to(dtype)
-    value = linear_lade(features, weight, labels, PRIOR.log_probs, ignore_index=ignore_index, **options)
+    value = linear_lade(features, weight, labels, LOG_PRIOR, ignore_index=ignore_index, **options)
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
 
 
@@ -199,7 +200,7 @@ def test_a_label_that_is_no_class_is_refused(fused, plain, reference):
         features, weight, bias, labels = batch()
         labels[4] = label
         with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds|DATA bounds)"):
-            fused(features, weight, labels, PRIOR.log_probs, bias=bias)
+            fused(features, weight, labels, LOG_PRIOR, bias=bias)
 
 
 # Precision
@@ -252,7 +253,7 @@ def test_a_compiled_model_has_the_same_loss_and_gradients(fused):
     model.weight.data, model.bias.data = weight, bias
 
     def loss(features, labels):
-        return fused(features, model.weight, labels, PRIOR.log_probs, bias=model.bias, chunk_size=5)
+        return fused(features, model.weight, labels, LOG_PRIOR, bias=model.bias, chunk_size=5)
 
     value = torch.compile(loss, fullgraph=True, backend="eager")(features, labels)
     value.backward()
@@ -267,7 +268,7 @@ def test_the_operator_is_what_it_tells_the_compiler():
     for log_weight in (torch.zeros(N, dtype=torch.float64), None):
         torch.library.opcheck(
             _log_sums,
-            (*tensors, labels, PRIOR.log_probs, log_weight, 5),
+            (*tensors, labels, LOG_PRIOR, log_weight, 5),
             test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
         )
 
@@ -275,7 +276,7 @@ def test_the_operator_is_what_it_tells_the_compiler():
 def test_a_second_derivative_is_refused():
     features, weight, _, labels = batch()
     features.requires_grad_()
-    value = linear_lade(features, weight, labels, PRIOR.log_probs, alpha=0.1, lam=0.1)
+    value = linear_lade(features, weight, labels, LOG_PRIOR, alpha=0.1, lam=0.1)
     (gradient,) = torch.autograd.grad(value, features, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula"):
         gradient.sum().backward()

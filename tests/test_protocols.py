@@ -87,8 +87,9 @@ def test_a_tweaked_mix_can_be_spelled_by_index_and_by_name():
     counts = [70, 20, 10]
     expected = tweak_one_prior(counts, 2, 0.5)
     assert target_prior("tweak:2:0.5", counts) == expected
-    assert target_prior("tweak:2:0.5", counts, class_names=["ape", "bee", "cat: big"]) == expected
-    assert target_prior("tweak:cat: big:0.5", counts, class_names=["ape", "bee", "cat: big"]) == expected
+    names = ["ape", "bee", "cat: big"]
+    assert target_prior("tweak:2:0.5", counts, class_names=names) == expected.named(names)
+    assert target_prior("tweak:cat: big:0.5", counts, class_names=names) == expected.named(names)
     assert target_prior("tweak:0:1", counts).probs.tolist() == [1.0, 0.0, 0.0]
 
 
@@ -116,7 +117,7 @@ def test_a_misspelled_tweak_is_answered_with_what_is_allowed(spelling, class_nam
 
 
 def test_a_concentration_of_one_is_uniform_over_the_simplex():
-    probs = np.stack([prior.probs.numpy() for prior in dirichlet_priors(4, 1.0, 2000, seed=0)])
+    probs = np.stack([prior.probs for prior in dirichlet_priors(4, 1.0, 2000, seed=0)])
     assert stats.kstest(probs[:, 0], stats.beta(1, 3).cdf).pvalue > 0.01
     assert stats.kstest(probs[:, 1] + probs[:, 2], stats.beta(2, 2).cdf).pvalue > 0.01
 
@@ -150,7 +151,7 @@ def test_every_step_mixes_both_ends_as_its_formula_says(kind, num_steps, period)
         [(1 - share) * s + share * t for s, t in zip(SOURCE, TARGET, strict=True)]
         for share in slow_shares(kind, num_steps, period)
     ]
-    np.testing.assert_allclose(torch.stack([prior.probs for prior in priors]), expected, atol=1e-14)
+    np.testing.assert_allclose(np.stack([prior.probs for prior in priors]), expected, atol=1e-14)
 
 
 def test_the_default_period_is_the_root_of_the_number_of_steps():
@@ -193,7 +194,7 @@ def test_a_bernoulli_stream_follows_its_seed_alone():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"kind": "ramp"}, ValueError, "`kind` to be one of .*'bernoulli'.* but got 'ramp'"),
+        ({"kind": "ramp"}, ValueError, "`kind` to be one of .*bernoulli.* but got 'ramp'"),
         ({"num_steps": 0}, ValueError, "`num_steps` to be at least 1, but got 0"),
         ({"num_steps": 2.5}, TypeError, r"`num_steps` to be a whole number, but got 2\.5"),
         ({"period": 0}, ValueError, "`period` to be at least 1, but got 0"),
@@ -217,10 +218,10 @@ def test_the_batches_of_a_stream_have_the_mixes_of_its_steps(replacement):
     priors = [Prior(SOURCE), Prior(TARGET), Prior.uniform(3)]
     rows = draw_stream(labels, priors, 10_000, seed=0, replacement=replacement)
     assert rows.shape == (3, 10_000)
-    assert rows.dtype == torch.int64
+    assert rows.dtype == np.int64
     for batch, prior in zip(rows, priors, strict=True):
         counts = np.bincount(labels[batch], minlength=3)
-        probs = prior.probs.numpy()
+        probs = prior.probs
         assert np.all(np.abs(counts / 10_000 - probs) <= 4 * np.sqrt(probs * (1 - probs) / 10_000))
 
 
@@ -228,8 +229,7 @@ def test_the_batches_of_a_stream_have_the_mixes_of_its_steps(replacement):
 def test_the_samples_of_a_class_are_drawn_alike_and_in_random_order(replacement):
     labels, draws = np.repeat([0, 1], [5, 5]), 600
     batches = [
-        draw_stream(labels, [[0.5, 0.5]], 4, seed, replacement=replacement).numpy()[0]
-        for seed in range(draws)
+        draw_stream(labels, [[0.5, 0.5]], 4, seed, replacement=replacement)[0] for seed in range(draws)
     ]
     taken = np.stack([np.bincount(batch, minlength=10) for batch in batches])
     assert np.all(np.abs(taken.mean(0) - 0.4) < 4 * taken.std(0) / math.sqrt(draws))
@@ -262,16 +262,15 @@ def test_the_first_steps_are_the_same_however_many_follow(replacement):
     labels, priors = some_labels(), stream_priors("sinusoidal", SOURCE, TARGET, 6, period=6)
     whole = draw_stream(labels, priors, 5, seed=4, replacement=replacement)
     start = draw_stream(labels, priors[:2], 5, seed=4, replacement=replacement)
-    assert torch.equal(whole[:2], start)
-    assert not torch.equal(whole, draw_stream(labels, priors, 5, seed=5, replacement=replacement))
+    np.testing.assert_array_equal(whole[:2], start)
+    assert not np.array_equal(whole, draw_stream(labels, priors, 5, seed=5, replacement=replacement))
 
 
 def test_a_draw_does_not_touch_the_global_generators():
     np.random.seed(0)
-    torch.manual_seed(0)
     first = draw_stream(some_labels(), [SOURCE] * 2, 5, seed=0)
     assert np.random.random() == pytest.approx(0.5488135039273248)
-    assert torch.equal(first, draw_stream(torch.from_numpy(some_labels()), [SOURCE] * 2, 5, seed=0))
+    assert np.array_equal(first, draw_stream(torch.from_numpy(some_labels()), [SOURCE] * 2, 5, seed=0))
 
 
 def test_a_class_of_zero_mass_is_never_drawn_and_may_be_missing():

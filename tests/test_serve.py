@@ -20,9 +20,9 @@ from torch import nn
 
 from priorshift import Prior
 from priorshift.cli import main
-from priorshift.estimation import StreamingPrior
 from priorshift.export import Description, Scorer, export_onnx
 from priorshift.models import Classifier, backbones, heads
+from priorshift.streams import StreamingPrior
 
 for package in ("onnxruntime", "onnxscript", "fastapi", "uvicorn", "httpx2"):
     pytest.importorskip(package, reason="the extras `export` and `serve` are not installed")
@@ -42,7 +42,7 @@ def model(tmp_path_factory):
     head = heads.LinearHead(3, 3)
     with torch.no_grad():
         nn.init.eye_(head.weight).mul_(2)
-        head.bias.copy_(CARRIED.log_probs)
+        head.bias.copy_(torch.tensor(CARRIED.log_probs))
     description = Description(
         class_names=NAMES,
         carried=CARRIED,
@@ -74,16 +74,15 @@ def start(model, tmp_path, monkeypatch):
     """A function that imports the example anew, as a service that starts."""
 
     def started(**settings):
-        for name, value in {"MODEL": model, "STATE": tmp_path / "state", "SECONDS": 0.02, **settings}.items():
+        known = {"MODEL": model, "STATE": tmp_path / "state", "SECONDS": 0.02, "OMP_NUM_THREADS": 1}
+        for name, value in {**known, **settings}.items():
             monkeypatch.setenv(name, str(value))
         spec = importlib.util.spec_from_file_location("serve", EXAMPLE)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
 
-    threads = torch.get_num_threads()
-    yield started
-    torch.set_num_threads(threads)
+    return started
 
 
 def client(service):
@@ -104,7 +103,7 @@ def test_answers_are_the_posterior_under_the_mix_known_so_far(start):
     with client(service) as calls:
         for size in (1, 2, 50):
             answer = calls.post("/predict", content=inputs[:size].tobytes()).json()
-            exact = posterior(inputs[:size], CARRIED.probs.numpy())
+            exact = posterior(inputs[:size], CARRIED.probs)
             assert [entry["class"] for entry in answer] == [NAMES[k] for k in exact.argmax(axis=1)]
             said = [entry["probability"] for entry in answer]
             np.testing.assert_allclose(said, exact.max(axis=1), rtol=0, atol=1e-5)

@@ -144,9 +144,11 @@ def losses_of(device):
     labels[:3] = -100
     prior = Prior.from_counts(torch.arange(1, 31) ** 2)
     for options in LOSS_OPTIONS:
-        loss = lade_loss(logits, labels.to(device), prior.log_probs.to(device), **options)
+        loss = lade_loss(logits, labels.to(device), torch.tensor(prior.log_probs).to(device), **options)
         yield loss.item(), torch.autograd.grad(loss, logits)[0].cpu()
-    loss = logit_adjusted_cross_entropy(logits, labels.to(device), prior.log_probs.to(device), tau=0.5)
+    loss = logit_adjusted_cross_entropy(
+        logits, labels.to(device), torch.tensor(prior.log_probs).to(device), tau=0.5
+    )
     yield loss.item(), torch.autograd.grad(loss, logits)[0].cpu()
 
 
@@ -211,11 +213,11 @@ def check_losses(found):
     labels = torch.randint(15, (40,), generator=generator)
     labels[:3] = -100
     prior = Prior.from_counts(torch.arange(1, 31) ** 2)
-    arrays = (logits.detach().numpy(), labels.numpy(), prior.probs.numpy())
+    arrays = (logits.detach().numpy(), labels.numpy(), prior.probs)
     values = [references.lade(*arrays, **options) for options in LOSS_OPTIONS]
     values.append(references.logit_adjusted(*arrays, tau=0.5))
-    losses = [lade_loss(logits, labels, prior.log_probs, **options) for options in LOSS_OPTIONS]
-    losses.append(logit_adjusted_cross_entropy(logits, labels, prior.log_probs, tau=0.5))
+    losses = [lade_loss(logits, labels, torch.tensor(prior.log_probs), **options) for options in LOSS_OPTIONS]
+    losses.append(logit_adjusted_cross_entropy(logits, labels, torch.tensor(prior.log_probs), tau=0.5))
     for (value, gradient), true_value, loss in zip(found, values, losses, strict=True):
         assert value == pytest.approx(true_value, rel=2e-6)
         true_gradient = torch.autograd.grad(loss, logits)[0]

@@ -12,13 +12,13 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from priorshift._inputs import read_array
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 KEY = "priorshift"
 _KEYS_OF_01 = {"priorshift-features": "features", "priorshift-stream": "stream"}
@@ -69,7 +69,10 @@ def write_envelope(
         OSError: If the file cannot be written.
         TypeError: If something in the header is no JSON.
     """
+    import numpy as np  # here, since configs, which are written whole too, do without
     from safetensors.numpy import save_file
+
+    from priorshift._kinds import read_array
 
     contents = {name: np.ascontiguousarray(read_array(array, name)) for name, array in arrays.items()}
     facts = {"kind": kind, "schema_version": version, **header}
@@ -79,7 +82,7 @@ def write_envelope(
         save_file(contents, temporary, metadata={KEY: text})
 
 
-def read_envelope(path: Path, kind: str, version: int) -> tuple[Any, dict[str, npt.NDArray[Any]]]:
+def read_envelope(path: Path, kind: str, version: int) -> "tuple[Any, dict[str, npt.NDArray[Any]]]":
     """The header and the arrays of a file, checked against its digest.
 
     Raises:
@@ -129,7 +132,7 @@ class StoredArrays:
         """Names of the arrays."""
         return list(self._file.keys())
 
-    def get_tensor(self, name: str) -> npt.NDArray[Any]:
+    def get_tensor(self, name: str) -> "npt.NDArray[Any]":
         """A whole array."""
         found: npt.NDArray[Any] = self.get_slice(name)[:] if self._wide(name) else self._file.get_tensor(name)
         return found
@@ -146,6 +149,8 @@ class _Bfloat16:
     """Rows of an array of bfloat16 as float32: the upper half of each number."""
 
     def __init__(self, path: Path, name: str) -> None:
+        import numpy as np
+
         with path.open("rb") as content:
             length = int.from_bytes(content.read(8), "little")
             entry = json.loads(content.read(length))[name]
@@ -158,8 +163,8 @@ class _Bfloat16:
         """The shape."""
         return list(self._shape)
 
-    def __getitem__(self, rows: Any) -> npt.NDArray[np.float32]:
-        wide: npt.NDArray[np.float32] = (self._halves[rows].astype(np.uint32) << 16).view(np.float32)
+    def __getitem__(self, rows: Any) -> "npt.NDArray[np.float32]":
+        wide: npt.NDArray[np.float32] = (self._halves[rows].astype("u4") << 16).view("f4")
         return wide
 
 
@@ -202,8 +207,10 @@ def _hint(path: Path) -> str:
     return ""
 
 
-def _digest(header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+def _digest(header: Mapping[str, Any], arrays: "Mapping[str, npt.NDArray[Any]]") -> str:
     """SHA-256 over all that is used: the header without the digest, and names, types, shapes and bytes."""
+    import numpy as np
+
     facts = {name: value for name, value in header.items() if name != "digest"}
     state = hashlib.sha256(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode())
     for name in sorted(arrays):

@@ -57,13 +57,17 @@ def read_kind(values: ArrayLike, argument: str = "logits") -> Kind:
         return Kind(floating(column, argument), np, None, lambda scores: _like_column(scores, values))
     if isinstance(values, np.ndarray | Sequence) or hasattr(values, "__array_interface__"):
         return Kind(floating(read_array(values, argument), argument), np, None, lambda scores: scores)
-    from array_api_compat import array_namespace
+    xp: Any
+    if library(values) == "torch":
+        import array_api_compat.torch as xp  # torch's compiler cannot trace `array_namespace`
+    else:
+        from array_api_compat import array_namespace
 
-    try:
-        xp = array_namespace(values)
-    except TypeError as error:
-        kind = type(values).__name__
-        raise TypeError(f"Expected `{argument}` to be an array or a table, but got {kind}.") from error
+        try:
+            xp = array_namespace(values)
+        except TypeError as error:
+            kind = type(values).__name__
+            raise TypeError(f"Expected `{argument}` to be an array or a table, but got {kind}.") from error
     if not xp.isdtype(values.dtype, "real floating"):
         raise TypeError(f"Expected `{argument}` to be floating-point, but got dtype {values.dtype}.")
     wide = xp.float64 if values.dtype == xp.float64 else xp.float32

@@ -25,8 +25,11 @@ VERBS = {
 """Verb → what it does. Its module in `priorshift.commands`, `_` for `-`, holds `Arguments` and `run`."""
 
 EXTRAS = {
+    **dict.fromkeys(("torch", "filelock"), "torch"),
     **dict.fromkeys(("timm", "torchvision", "datasets", "PIL", "pyarrow"), "train"),
     **dict.fromkeys(("onnx", "onnxscript"), "export"),
+    "sklearn": "sklearn",
+    "distributed": "cluster",
 }
 """Package → the extra that brings it, where `cli` does not."""
 
@@ -58,9 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if debug or error.name is None or error.name.startswith("priorshift"):
             raise
+        package = error.name.partition(".")[0]
         return _mistake(
-            f"`priorshift {verb}` needs {error.name}, which is not installed: "
-            f'pip install "priorshift[{EXTRAS.get(error.name, "cli")}]"'
+            f"`priorshift {verb}` needs {package}, which is not installed. In the folder of the source "
+            f'run: pip install ".[{EXTRAS.get(package, "cli")}]"'
         )
     except USER_MISTAKES as error:
         if debug:
@@ -114,7 +118,7 @@ def _help() -> str:
 
 
 def _first_paragraph(box: str) -> str:
-    """What tyro says of a mistake, without the frame around it and the help below it."""
+    """The message of tyro on a mistake, without the frame around it and the help below it."""
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:]]
     # Where the output is not UTF-8 the frame is of blanks and hyphens, with a rule below the title as well.
     below_title = itertools.dropwhile(lambda line: not line.strip("─-"), lines)

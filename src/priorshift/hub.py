@@ -22,6 +22,8 @@ from priorshift.training import Run, TrainConfig, predict
 from priorshift.training.build import build_model
 from priorshift.training.run import load_weights
 
+__all__ = ["load_pretrained", "push", "save_pretrained"]
+
 CONFIG, TRAINING, WEIGHTS, CARD = "config.json", "training_config.json", "model.safetensors", "README.md"
 FILES = (CONFIG, TRAINING, WEIGHTS, CARD)
 

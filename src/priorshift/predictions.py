@@ -194,7 +194,7 @@ class Predictions:
     @property
     def num_classes(self) -> int:
         """The number of classes, $C$."""
-        return self.logits.shape[1]
+        return int(self.logits.shape[1])
 
     @property
     def log_probs(self) -> Float[Array, "samples classes"]:

@@ -1,5 +1,8 @@
 from ._adjust import adjust as adjust
 from ._adjust import logit_adjust as logit_adjust
+from ._calibrations import CALIBRATIONS as CALIBRATIONS
+from ._calibrations import ScalingMethod as ScalingMethod
+from ._probs import adjust_probs as adjust_probs
 from ._scaling import Scaling as Scaling
 from ._scaling import fit_scaling as fit_scaling
 from ._sigmoid import adjust_sigmoid as adjust_sigmoid

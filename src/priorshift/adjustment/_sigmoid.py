@@ -1,20 +1,21 @@
-"""The same move for binary and multi-label models, whose logits are log-odds."""
+"""The same move for multi-label models, whose logits are log-odds."""
 
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
-from priorshift.adjustment._adjust import require_floating
-from priorshift.priors import ArrayLike
+from priorshift._blocks import for_blocks
+from priorshift._inputs import ArrayLike, Kind, read_array, read_kind, read_per_class
+from priorshift._kinds import library
+from priorshift.adjustment._adjust import fresh, in_kind
 
-Logits = TypeVar("Logits", Tensor, npt.NDArray[Any])
+Rates = Float[np.ndarray, "*labels"]
 
 
-def adjust_sigmoid(logits: Logits, *, carried: float | ArrayLike, target: float | ArrayLike) -> Logits:
+def adjust_sigmoid(logits: ArrayLike, *, carried: float | ArrayLike, target: float | ArrayLike) -> Any:
     r"""Move sigmoid logits from the positive rates that they carry to target rates.
 
     $$f^t_l(x) = f_l(x) - \log\frac{q_l}{1 - q_l} + \log\frac{t_l}{1 - t_l}$$
@@ -22,15 +23,16 @@ def adjust_sigmoid(logits: Logits, *, carried: float | ArrayLike, target: float 
     A trained logit is $\log\frac{p(y_l = 1 \mid x)}{p(y_l = 0 \mid x)} = \log\frac{p(x \mid y_l = 1)}{p(x
     \mid y_l = 0)} + \log\frac{q_l}{1 - q_l}$, so changing the rate of positives swaps the last term. This is
     what to do **at test time**, before the sigmoid. Binary cross-entropy carries the rates $\pi_l$ of its
-    training stream; with a `pos_weight` $w_l$ it carries $w_l \pi_l / (w_l \pi_l + 1 - \pi_l)$.
+    training stream; with a `pos_weight` $w_l$ it carries $w_l \pi_l / (w_l \pi_l + 1 - \pi_l)$. For the
+    probabilities of a binary model use [`adjust_probs`][priorshift.adjust_probs].
 
     Each label is adjusted by itself, as the two-class `adjust` with logits $[0, f_l]$. That is right where
     $p(x \mid y_l = 1) / p(x \mid y_l = 0)$ stays as it was. It need not where labels occur together: for a
-    model that knows umbrellas by the rain around them, weather with more rain changes that ratio.
+    model that recognizes umbrellas by the rain around them, weather with more rain changes that ratio.
     Subtracting $\log q_l$ alone, as from softmax logits, leaves the prior of the negatives where it was.
 
     Args:
-        logits: Log-odds, shape `[N]`, `[N, L]` or `[N, L, …]`, a torch tensor or a NumPy array.
+        logits: Log-odds, shape `[N]`, `[N, L]` or `[N, L, …]`, of any kind that `adjust` takes.
         carried: The rate $q$ of positives that the logits carry, between 0 and 1 and neither of them, one
             number or one per label, `[L]`.
         target: The rate $t$ where the model is used, one number or `[L]`. At 0 the logit is $-\infty$, at 1
@@ -38,66 +40,80 @@ def adjust_sigmoid(logits: Logits, *, carried: float | ArrayLike, target: float 
 
     Returns:
         Logits of the same shape, kind and device; at least float32, float64 stays float64. With
-        `carried == target` they equal the input.
+        `carried == target` they equal the input. Rates given by name are matched to the names of the columns.
 
     Raises:
-        TypeError: If `logits` is no floating-point tensor or array, or a rate is no number.
+        TypeError: If `logits` are no floating-point numbers, or a rate is no number.
         ValueError: If a rate is out of range, or there is not one rate, or one per label.
 
     Example:
-        >>> import torch
-        >>> logits = torch.tensor([[2.0, -1.0]], dtype=torch.float64)
-        >>> adjust_sigmoid(logits, carried=[0.5, 0.1], target=[0.1, 0.5]).sigmoid()
-        tensor([[0.4509, 0.7680]], dtype=torch.float64)
+        >>> import numpy as np
+        >>> moved = adjust_sigmoid(np.array([[2.0, -1.0]]), carried=[0.5, 0.1], target=[0.1, 0.5])
+        >>> (1 / (1 + np.exp(-moved))).round(4)
+        array([[0.4509, 0.768 ]])
 
     References:
         The two-class case of Hong et al., *Disentangling Label Distribution for Long-tailed Visual
         Recognition*, CVPR 2021, Eq. 17; Elkan, *The Foundations of Cost-Sensitive Learning*, IJCAI 2001,
         Theorem 2.
     """
-    num_labels = _num_labels(logits)
-    source = _read_rates(carried, "carried", num_labels)
-    _refuse(source, (source == 0) | (source == 1), "`carried` above 0 and below 1")
-    destination = _read_rates(target, "target", num_labels)
-    return _move(logits, _log_odds(destination) - _log_odds(source))
-
-
-def _log_odds(rates: Float[Tensor, "*labels"]) -> Float[Tensor, "*labels"]:
-    return rates.log() - (-rates).log1p()
-
-
-def _move(logits: Logits, offset: Float[Tensor, "*labels"]) -> Logits:
-    offset = offset.reshape(-1, *(1 for _ in range(logits.ndim - 2))) if offset.ndim else offset
-    # A certain label overrules every logit, an infinite one of the other sign too.
-    certain = offset.isinf()
-    if isinstance(logits, Tensor):
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        shift = offset.to(dtype).to(logits.device)
-        moved = logits.to(dtype) + shift
-        return torch.where(certain.to(logits.device), shift, moved) if certain.any() else moved
-    array_dtype = np.promote_types(logits.dtype, np.float32)
-    numpy_shift = offset.numpy().astype(array_dtype)
-    shifted: npt.NDArray[Any] = np.add(logits, np.where(certain.numpy(), 0, numpy_shift), dtype=array_dtype)
-    np.copyto(shifted, numpy_shift, where=certain.numpy())
-    return shifted
-
-
-def _num_labels(logits: Tensor | npt.NDArray[Any]) -> int | None:
-    """The length of the dimension of labels; None where there is a single label and no such dimension."""
-    require_floating(logits)
-    if logits.ndim == 0:
+    kind = read_kind(logits)
+    if kind.scores.ndim == 0:
         raise ValueError("Expected `logits` of shape [N], [N, L] or [N, L, …], but got a scalar.")
-    return None if logits.ndim == 1 else int(logits.shape[1])
+    num_labels = None if kind.scores.ndim == 1 else int(kind.scores.shape[1])
+    source, destination = read_rates(carried, target, num_labels, kind.names)
+    return kind.back(_move(kind, _log_odds(destination) - _log_odds(source), logits))
 
 
-def _read_rates(values: float | ArrayLike, argument: str, num_labels: int | None) -> Float[Tensor, "*labels"]:
-    try:
-        given = values.detach().cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
-        rates = given.to(torch.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"Expected `{argument}` to be one number or one per label, but got {values!r}."
-        ) from error
+def read_rates(
+    carried: float | ArrayLike,
+    target: float | ArrayLike,
+    num_labels: int | None,
+    names: Sequence[str] | None = None,
+) -> tuple[Rates, Rates]:
+    """The rate that scores carry, strictly between 0 and 1, and the target rate; one or one per label."""
+    source = _read_rate(carried, "carried", num_labels, names)
+    _refuse(source, (source == 0) | (source == 1), "`carried` above 0 and below 1")
+    return source, _read_rate(target, "target", num_labels, names)
+
+
+def _log_odds(rates: Rates) -> Rates:
+    with np.errstate(divide="ignore"):
+        odds: npt.NDArray[np.float64] = np.log(rates) - np.log1p(-rates)
+    return odds
+
+
+def _move(kind: Kind, offset: Rates, given: ArrayLike) -> Any:
+    scores, xp = kind.scores, kind.xp
+    if offset.ndim:
+        offset = offset.reshape(1, -1, *(1,) * (scores.ndim - 2))
+    # A certain label overrules every logit, an infinite one of the other sign too.
+    certain = np.isinf(offset)
+    if xp is np:
+        moved, shift = fresh(kind, given), np.where(certain, 0, offset).astype(scores.dtype)
+        row_size = max(1, scores[:1].size)
+        for_blocks(lambda rows: np.add(scores[rows], shift, out=moved[rows]), len(scores), row_size)
+        if certain.any():
+            np.copyto(moved, offset.astype(scores.dtype), where=certain)
+        return moved
+    moved = scores + in_kind(kind, np.where(certain, 0, offset))
+    if not certain.any():
+        return moved
+    return xp.where(in_kind(kind, certain, dtype=xp.bool), in_kind(kind, offset), moved)
+
+
+def _read_rate(
+    values: float | ArrayLike, argument: str, num_labels: int | None, names: Sequence[str] | None
+) -> Rates:
+    if isinstance(values, Mapping) or (library(values) == "pandas" and num_labels != 1):
+        rates = read_per_class(values, argument, names=names)[0]
+    else:
+        try:
+            rates = read_array(values, argument).astype(np.float64)
+        except TypeError as error:
+            raise TypeError(
+                f"Expected `{argument}` to be one number or one per label, but got {values!r}."
+            ) from error
     if rates.ndim and rates.shape != (num_labels,):
         shape = "one number" if num_labels is None else f"one number or one per label, {num_labels}"
         raise ValueError(f"Expected `{argument}` to be {shape}, but got shape {tuple(rates.shape)}.")
@@ -105,7 +121,7 @@ def _read_rates(values: float | ArrayLike, argument: str, num_labels: int | None
     return rates
 
 
-def _refuse(rates: Float[Tensor, "*labels"], wrong: Bool[Tensor, "*labels"], rule: str) -> None:
+def _refuse(rates: Rates, wrong: Bool[np.ndarray, "*labels"], rule: str) -> None:
     if wrong.any():
-        where = f" for label {int(wrong.nonzero()[0])}" if rates.ndim else ""
-        raise ValueError(f"Expected {rule}, but got {rates[wrong][0].item():g}{where}.")
+        where = f" for label {np.flatnonzero(wrong)[0]}" if rates.ndim else ""
+        raise ValueError(f"Expected {rule}, but got {rates[wrong][0]:g}{where}.")

@@ -1,21 +1,19 @@
-"""Estimate the class mix of files larger than memory in one pass, or merge what shards of them gave."""
+"""Estimate the class mix of files larger than memory in one pass, or merge the states of their shards."""
 
 import glob
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from safetensors import SafetensorError, safe_open
 from tyro.conf import Positional, arg
 
-from priorshift.adjustment import Scaling, fit_scaling
-from priorshift.commands._mix_table import mix_table
-from priorshift.estimation import StreamingPrior
-from priorshift.out_of_core import LogitsFile, describe_file, estimate_files
-from priorshift.predictions import Predictions
-from priorshift.priors import Prior
-from priorshift.shift import target_prior
+from priorshift.commands._choices import CalibrationName, MaybePath
+
+if TYPE_CHECKING:
+    from priorshift.adjustment import Scaling
+    from priorshift.predictions import Predictions
+    from priorshift.priors import Prior
+    from priorshift.streams import LogitsFile, StreamingPrior
 
 
 @dataclass(frozen=True)
@@ -25,13 +23,13 @@ class Arguments:
     files: Positional[tuple[str, ...]]
     """Predictions files of one scorer, Parquet files of its logits, or patterns of either in quotes; or, to
     merge them, states that this command wrote."""
-    validation: Path | None = None
+    validation: MaybePath = None
     """Predictions of the same scorer on labelled source samples held out of its training, to calibrate by."""
-    calibration: Literal["none", "ts", "bcts", "vs", "nbvs"] | None = None
+    calibration: CalibrationName | None = None
     """Scaling fitted to the validation predictions first; by default bcts where there are some."""
     carried: str | None = None
-    """The prior that the logits carry, where the files do not say it: `uniform`, or a JSON file with a number
-    for each class. By default that of the validation predictions."""
+    """The prior that the logits carry, where the files do not hold it: `uniform`, or a JSON file with a
+    number for each class. By default that of the validation predictions."""
     columns: tuple[str, ...] = ("logits",)
     """Of Parquet: a column of lists, or the beginning of columns NAME_0, NAME_1, …; or several, one per class
     in the order of the classes."""
@@ -41,12 +39,17 @@ class Arguments:
     """Part of the work, as in 2/8: the second of eight. Merge the states afterwards."""
     jobs: int = 1
     """Processes to read with."""
-    output: Annotated[Path | None, arg(aliases=("-o",))] = None
+    output: Annotated[MaybePath, arg(aliases=("-o",))] = None
     """File for the state; by default `mix.state`, or `mix-2-of-8.state` for a shard."""
 
 
 def run(arguments: Arguments) -> None:
     """Estimate or merge, print and save."""
+    from rich.console import Console
+
+    from priorshift.commands._mix_table import mix_table
+    from priorshift.streams import StreamingPrior
+
     paths = _matching(arguments.files)
     shard = _read_shard(arguments.shard)
     default = "mix.state" if arguments.shard is None else f"mix-{shard[0]}-of-{shard[1]}.state"
@@ -71,17 +74,20 @@ def run(arguments: Arguments) -> None:
     state.save(output)
     estimate = state.estimate()
     scaling = estimate.scaling
-    carried = estimate.carried if scaling is None else scaling.moved_from or scaling.carried
+    carried = estimate.carried if scaling is None else scaling.source or scaling.carried
     screen = Console()
     screen.print(mix_table(estimate, carried, class_names=class_names))
     for sentence in estimate.warnings:
-        screen.print(f"beware: {sentence}", highlight=False, markup=False)
+        screen.print(f"warning: {sentence}", highlight=False, markup=False)
     screen.print(f"state: {output}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _estimate(
     arguments: Arguments, paths: list[Path], shard: tuple[int, int]
-) -> tuple[StreamingPrior, tuple[str, ...] | None]:
+) -> tuple["StreamingPrior", tuple[str, ...] | None]:
+    from priorshift.predictions import Predictions
+    from priorshift.streams import describe_file, estimate_files
+
     columns = arguments.columns[0] if len(arguments.columns) == 1 else arguments.columns
     files = [describe_file(path, columns=columns) for path in paths]
     class_names = next((file.class_names for file in files if file.class_names is not None), None)
@@ -134,13 +140,11 @@ def _read_shard(spelling: str | None) -> tuple[int, int]:
 
 
 def _is_state(path: Path) -> bool:
+    from priorshift._files import kind_of
+
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return "priorshift-stream" in (file.metadata() or {})
-    except SafetensorError:
-        return False
+    return kind_of(path) == "stream"
 
 
 def _refuse_options(arguments: Arguments) -> None:
@@ -151,7 +155,9 @@ def _refuse_options(arguments: Arguments) -> None:
 
 def _read_carried(
     spelling: str | None, num_classes: int, class_names: tuple[str, ...] | None
-) -> Prior | None:
+) -> "Prior | None":
+    from priorshift.shift import target_prior
+
     if spelling is None:
         return None
     if spelling != "uniform" and not Path(spelling).is_file():
@@ -160,7 +166,7 @@ def _read_carried(
 
 
 def _require_other_samples(
-    validation: Predictions, path: Path, files: list[LogitsFile], class_names: tuple[str, ...] | None
+    validation: "Predictions", path: Path, files: list["LogitsFile"], class_names: tuple[str, ...] | None
 ) -> None:
     if None not in (validation.class_names, class_names) and validation.class_names != class_names:
         raise ValueError(f"Expected `--validation` with the classes of the files, but {path} has others.")
@@ -173,7 +179,9 @@ def _require_other_samples(
         raise ValueError(f"Expected `--validation` on other samples than the files, but {path} has the same.")
 
 
-def _fit(arguments: Arguments, validation: Predictions | None, carried: Prior) -> Scaling | None:
+def _fit(arguments: Arguments, validation: "Predictions | None", carried: "Prior") -> "Scaling | None":
+    from priorshift.adjustment import fit_scaling
+
     method = arguments.calibration or ("none" if validation is None else "bcts")
     if method == "none":
         return None

@@ -2,17 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from tyro.conf import Positional
 
-from priorshift.commands._knowledge import load_validation, print_by_knowledge
-from priorshift.estimation import estimate_prior
-from priorshift.evaluation import Evaluation, evaluate
-from priorshift.predictions import Predictions
-from priorshift.shift import target_prior
+from priorshift.commands._choices import MaybePath
+
+if TYPE_CHECKING:
+    from priorshift.evaluation import Evaluation
+    from priorshift.predictions import Predictions
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Arguments:
     """The class mix: uniform, source, forward:RATIO, backward:RATIO, tweak:CLASS:MASS, a JSON file
     with one mass per class (a list, or an object of class names), or `estimated`: that of these very samples,
     estimated from their logits alone."""
-    validation: Path | None = None
+    validation: MaybePath = None
     """For `--target estimated`: predictions on labelled source samples held out of training."""
     draws: int = 0
     """0 weighs the full test set exactly; a positive number draws that many subsets instead and shows 90 %
@@ -36,6 +34,14 @@ class Arguments:
 
 def run(arguments: Arguments) -> None:
     """Print the scores side by side."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from priorshift.evaluation import evaluate
+    from priorshift.predictions import Predictions
+    from priorshift.shift import target_prior
+
     predictions = Predictions.load(arguments.predictions)
     if arguments.target == "estimated":
         _evaluate_estimated(predictions, arguments)
@@ -67,25 +73,31 @@ def run(arguments: Arguments) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"{as_they_are.how}; effective sample size {as_they_are.effective_sample_size:.0f}; "
+        f"{as_they_are.sampling}; effective sample size {as_they_are.effective_sample_size:.0f}; "
         f"logits carry {predictions.carried} by {predictions.carried_by}",
         highlight=False,
+        markup=False,
     )
 
 
-def _evaluate_estimated(predictions: Predictions, arguments: Arguments) -> None:
+def _evaluate_estimated(predictions: "Predictions", arguments: Arguments) -> None:
     """Scores on the samples as they are, with their mix not used, estimated and known."""
+    from rich.console import Console
+
+    from priorshift.commands._target_priors import load_validation, print_scores
+    from priorshift.estimation import estimate_prior
+
     if arguments.draws:
         raise ValueError(f"Expected `--draws` to be 0 with `--target estimated`, but got {arguments.draws}.")
     validation = load_validation(arguments.validation, predictions)
     estimate = estimate_prior(predictions, validation=validation, intervals="none")
     console = Console()
-    print_by_knowledge(console, predictions, estimate)
+    print_scores(console, predictions, estimate)
     for sentence in estimate.warnings:
-        console.print(f"beware: {sentence}", highlight=False, markup=False)
+        console.print(f"warning: {sentence}", highlight=False, markup=False)
 
 
-def _cell(evaluation: Evaluation, name: str) -> str:
+def _cell(evaluation: "Evaluation", name: str) -> str:
     value = evaluation.scores[name]
     if value is None:
         return "n/a"

@@ -65,7 +65,8 @@ def _calibrated(scorer: Scorer, path: Path, method: Literal["ts", "bcts", "vs", 
     validation, description = Predictions.load(path), scorer.description
     if validation.labels is None:
         raise ValueError(f"Expected `--validation` with labels, but {path} has none.")
-    if (validation.class_names, validation.carried) != (description.class_names, description.carried):
+    same_classes = validation.class_names == description.class_names
+    if not (same_classes and validation.carried.matches(description.carried)):
         raise ValueError(
             f"Expected `--validation` of this run, but {path} is of other classes or another carried prior."
         )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from priorshift.report.papers import PAPER_FIGURES, paper_figure, save_figure
+from priorshift.report.papers import PAPER_FIGURES
 
 _WIDTH = max(map(len, PAPER_FIGURES))
 __doc__ = "\n".join(
@@ -32,6 +32,8 @@ class Arguments:
 
 def run(arguments: Arguments) -> None:
     """Draw and write it."""
+    from priorshift.report.papers import paper_figure, save_figure
+
     output = arguments.output or Path(f"{arguments.name}.svg")
     save_figure(paper_figure(arguments.name, arguments.runs), output)
     print(output)

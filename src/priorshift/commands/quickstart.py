@@ -9,9 +9,8 @@ from rich.console import Console
 from tyro.conf import arg
 
 from priorshift import recipes
-from priorshift.adaptation import prices_by_method
 from priorshift.commands._runs import complete_runs
-from priorshift.evaluation import compare
+from priorshift.evaluation import compare, oracle_gaps_by_method
 from priorshift.predictions import Predictions
 from priorshift.report import comparison_table, console, write_report
 from priorshift.training import Run, TrainConfig
@@ -55,7 +54,7 @@ def run(arguments: Arguments) -> None:
         arguments.output / "report.html",
         title="Quickstart: skewed digits, eleven class mixes",
         facts={"command": "priorshift quickstart"},
-        prices=prices_by_method(list(zip(runs, validations, strict=True))),
+        oracle_gaps=oracle_gaps_by_method(list(zip(runs, validations, strict=True))),
     )
     seconds = time.perf_counter() - started
     screen.print(f"report: {page}  ({seconds:.0f} s in all)", soft_wrap=True, highlight=False)

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from priorshift._files import read_with_header, write_with_header
+from priorshift._files import read_envelope, write_envelope
 from priorshift.data._features import FeatureSet
 from priorshift.data._splits import Splits
 
-SCHEMA_VERSION = 1
-_METADATA_KEY = "priorshift-features"
+KIND = "features"
+SCHEMA_VERSION = 2
 _SPLITS = ("train", "validation", "test")
 
 
@@ -33,17 +33,15 @@ def save_features(splits: Splits, path: str | Path, facts: Mapping[str, Any]) ->
         data = splits.named(split)
         if not isinstance(data, FeatureSet):
             raise TypeError(f"Expected `splits` of features, but got {split}: {type(data).__name__}.")
-        # Copied, since safetensors refuses tensors that two splits share.
-        tensors[f"{split}.features"] = data.features.detach().to("cpu", torch.float32, copy=True).contiguous()
-        tensors[f"{split}.labels"] = data.labels.to("cpu", torch.int64, copy=True).contiguous()
+        tensors[f"{split}.features"] = data.features.detach().to("cpu", torch.float32)
+        tensors[f"{split}.labels"] = data.labels.to("cpu", torch.int64)
         fingerprints[split] = data.fingerprint
     header = {
-        "schema_version": SCHEMA_VERSION,
         "class_names": splits.train.class_names,
         "fingerprints": fingerprints,
         "facts": dict(facts),
     }
-    write_with_header(Path(path), _METADATA_KEY, header, tensors)
+    write_envelope(Path(path), KIND, SCHEMA_VERSION, header, tensors)
 
 
 def load_features(path: str | Path) -> Splits:
@@ -57,12 +55,12 @@ def load_features(path: str | Path) -> Splits:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no features file {path}; `priorshift features RECIPE` writes one.")
-    header, tensors = read_with_header(path, "features", _METADATA_KEY, SCHEMA_VERSION)
+    header, arrays = read_envelope(path, KIND, SCHEMA_VERSION)
     try:
         sets = {
             split: FeatureSet(
-                features=tensors[f"{split}.features"],
-                labels=tensors[f"{split}.labels"],
+                features=torch.from_numpy(arrays[f"{split}.features"]),
+                labels=torch.from_numpy(arrays[f"{split}.labels"]),
                 class_names=tuple(header["class_names"]),
                 fingerprint=header["fingerprints"][split],
             )

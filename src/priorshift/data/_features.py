@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -48,7 +49,7 @@ class FeatureSet:
     @property
     def counts(self) -> Int[Tensor, " classes"]:
         """The number of rows of each class, `[C]`."""
-        return count_labels(self.labels, self.num_classes)
+        return torch.from_numpy(count_labels(self.labels, self.num_classes))
 
     @property
     def channels(self) -> int:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
@@ -51,7 +52,7 @@ class ImageSet:
     @property
     def counts(self) -> Int[Tensor, " classes"]:
         """The number of images of each class, `[C]`."""
-        return count_labels(self.labels, self.num_classes)
+        return torch.from_numpy(count_labels(self.labels, self.num_classes))
 
     @property
     def channels(self) -> int:
@@ -71,6 +72,7 @@ class ImageSet:
     def __len__(self) -> int:
         return self.images.shape[0]
 
-    def subset(self, indices: Int[Tensor, " chosen"]) -> "ImageSet":
+    def subset(self, indices: Int[Tensor, " chosen"] | Int[np.ndarray, " chosen"]) -> "ImageSet":
         """The images of these rows."""
-        return ImageSet(self.images[indices], self.labels[indices], self.class_names, self.white)
+        rows = torch.as_tensor(indices)
+        return ImageSet(self.images[rows], self.labels[rows], self.class_names, self.white)

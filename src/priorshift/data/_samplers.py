@@ -55,7 +55,7 @@ def sampled_prior(sampler: str, source: Prior, progress: float = 1.0) -> Prior:
         mix = (1 - progress) * source.probs + progress / source.num_classes
     else:
         mix = source.tempered(exponent).probs
-    return Prior(mix, counts=source.counts)
+    return Prior(mix, counts=source.counts, names=source.names)
 
 
 def sampled_order(
@@ -99,15 +99,17 @@ def sampled_order(
         raise ValueError(f"Expected `rank` between 0 and {world_size - 1}, but got {rank}.")
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)
-    source = Prior.from_counts(count_labels(labels, num_classes))
+    counts = torch.from_numpy(count_labels(labels, num_classes))
+    source = Prior.from_counts(counts)
     mix = sampled_prior(sampler, source, progress)
     if sampler != "instance":
-        classes = torch.multinomial(mix.probs, len(labels), replacement=True, generator=generator)
+        classes = torch.multinomial(
+            torch.tensor(mix.probs), len(labels), replacement=True, generator=generator
+        )
         order = order[labels[order].argsort(stable=True)]
-        counts = count_labels(labels, num_classes)
         first = counts.cumsum(0) - counts
         by_class = classes.argsort(stable=True)
-        drawn = count_labels(classes, num_classes)
+        drawn = torch.bincount(classes, minlength=num_classes)
         turn = torch.empty_like(classes)
         turn[by_class] = torch.arange(len(classes)) - (drawn.cumsum(0) - drawn)[classes[by_class]]
         order = order[first[classes] + turn % counts[classes]]

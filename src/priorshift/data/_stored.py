@@ -143,7 +143,7 @@ class StoredImages:
     @property
     def counts(self) -> Int[Tensor, " classes"]:
         """The number of images of each class, `[C]`."""
-        return count_labels(self.labels, self.num_classes)
+        return torch.from_numpy(count_labels(self.labels, self.num_classes))
 
     @property
     def channels(self) -> int:
@@ -167,9 +167,10 @@ class StoredImages:
     def __getstate__(self) -> dict[str, object]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def subset(self, indices: Int[Tensor, " chosen"]) -> "StoredImages":
+    def subset(self, indices: Int[Tensor, " chosen"] | Int[np.ndarray, " chosen"]) -> "StoredImages":
         """The images of these rows."""
-        return StoredImages(self.store, self.rows[indices], self.labels[indices], self.class_names)
+        chosen = torch.as_tensor(indices)
+        return StoredImages(self.store, self.rows[chosen], self.labels[chosen], self.class_names)
 
     def name(self, index: int) -> str:
         """The path of an image relative to the root, or its file and row."""

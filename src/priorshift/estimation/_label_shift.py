@@ -1,17 +1,17 @@
 """Can any class mix explain these predictions, or has more than the mix changed?"""
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import final
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from scipy.linalg import cholesky, solve_triangular
+from scipy.special import gammaincc
 
-from priorshift.priors import IndexLike, count_labels, name_classes
-
-Logits: TypeAlias = Tensor | npt.NDArray[Any]
+from priorshift._blocks import for_blocks
+from priorshift._inputs import ArrayLike, Names, align, read_labels, read_scores, require_at_least
+from priorshift.estimation._simplex import nearest_mix
+from priorshift.priors import name_classes
 
 _LEAST = 5
 """Samples that a cell must be expected to hold for a chi-square to describe it."""
@@ -49,7 +49,11 @@ class ShiftTest:
 
 
 def label_shift_test(
-    source_logits: Logits, source_labels: IndexLike, target_logits: Logits, *, levels: int | None = None
+    source_logits: ArrayLike,
+    source_labels: ArrayLike,
+    target_logits: ArrayLike,
+    *,
+    levels: int | None = None,
 ) -> ShiftTest:
     r"""Test label shift itself: are the target predictions a mixture of the source's classes?
 
@@ -69,33 +73,34 @@ def label_shift_test(
 
     Cells are cut at the source's quantiles of confidence, weighted to a first estimate of the target mix, and
     those expected to hold fewer than 5 samples of either set are merged. A class that the target seems to
-    have many of must have at least half as many labelled samples, or 100: of a handful one cannot know how
-    they vary, and nothing is tested. Source samples must not have been trained on: their confidence would be
-    too high.
+    have many of must have at least half as many labelled samples, or 100, or nothing is tested: a handful
+    does not show how they vary. Source samples must not have been trained on: their confidence would be too
+    high.
 
     Args:
-        source_logits: Scores of held-out labelled source samples, `[N, C]`.
-        source_labels: Their classes, `[N]`.
+        source_logits: Scores of held-out labelled source samples, `[N, C]`: an array or a table, whose
+            columns name the classes.
+        source_labels: Their classes, `[N]`, indices or names.
         target_logits: Scores of the same model on target samples, `[M, C]`.
         levels: Levels of confidence for each predicted class; by default 5, and fewer, but at least 2, with
             more than 400 classes.
 
     Raises:
-        TypeError: If logits are no floating-point tensors or arrays, or labels are not whole numbers.
-        ValueError: If shapes do not fit, there is no sample, a logit is NaN or $+\infty$, or `levels` is
-            below 2.
+        TypeError: If logits are not floating-point, or labels neither whole numbers nor names.
+        ValueError: If shapes do not fit, there is no sample, a logit is NaN or $+\infty$, the logits are
+            probabilities, or `levels` is below 2.
 
     Example:
-        >>> draw = torch.Generator().manual_seed(0)
+        >>> import numpy as np
+        >>> draw = np.random.default_rng(1)
         >>> def scores(labels, quality):
-        ...     noise = torch.randn(len(labels), 2, generator=draw)
-        ...     return quality * torch.nn.functional.one_hot(labels, 2) + noise
-        >>> source, target = torch.arange(600) % 2, (torch.arange(500) % 5 == 0).long()
-        >>> shift = label_shift_test(scores(source, 2.0), source, scores(target, 2.0))
+        ...     return quality * np.eye(2)[labels] + draw.normal(size=(len(labels), 2))
+        >>> source, target = np.arange(600) % 2, (np.arange(500) % 5 == 0).astype(int)
+        >>> held_out = scores(source, 2.0)
+        >>> shift = label_shift_test(held_out, source, scores(target, 2.0))
         >>> shift.degrees_of_freedom, round(shift.p_value, 2)
-        (8, 0.24)
-        >>> worse = label_shift_test(scores(source, 2.0), source, scores(target, 0.5))
-        >>> worse.p_value < 1e-4
+        (8, 0.73)
+        >>> label_shift_test(held_out, source, scores(target, 0.5)).p_value < 1e-4
         True
 
     Reference:
@@ -103,34 +108,43 @@ def label_shift_test(
         the test; Lipton et al., *Detecting and correcting for label shift with black box predictors*, ICML
         2018, for the moments, of which it takes only the predicted classes and so leaves nothing to test.
     """
-    source, target = _read(source_logits, "source_logits"), _read(target_logits, "target_logits")
+    source, names = read_scores(source_logits, "source_logits")
     num_classes = source.shape[1]
-    if target.shape[1] != num_classes:
-        raise ValueError(
-            f"Expected `target_logits` with as many classes as `source_logits`, {num_classes}, "
-            f"but got {target.shape[1]}."
+    target, there = read_scores(target_logits, "target_logits", num_classes=num_classes)
+    if names is not None and there is not None and names != there:
+        target = target[:, align(there, names, "target_logits")]
+    names = names or there
+    labels = read_labels(
+        source_labels, "source_labels", size=len(source), num_classes=num_classes, names=names
+    )
+    if levels is not None:
+        require_at_least("levels", levels, 2)
+    return test_of(source, labels, target, names=names, levels=levels)
+
+
+def test_of(
+    source: Float[np.ndarray, "samples classes"],
+    labels: Int[np.ndarray, " samples"],
+    target: Float[np.ndarray, "targets classes"],
+    *,
+    names: Names = None,
+    levels: int | None = None,
+) -> ShiftTest:
+    """The test for samples that were read before."""
+    num_classes = source.shape[1]
+    levels = levels or max(2, min(5, _MOST_CELLS // num_classes))
+    counts = np.bincount(labels, minlength=num_classes)
+    if absent := np.flatnonzero(counts == 0).tolist():
+        return _untestable(
+            f"no labelled source sample shows how {name_classes(absent, names)} would be predicted"
         )
-    counts = count_labels(source_labels, num_classes)
-    labels = torch.as_tensor(np.asarray(source_labels)).flatten().long()
-    if len(labels) != len(source):
-        raise ValueError(
-            f"Expected `source_labels` with one entry per row of `source_logits`, {len(source)}, "
-            f"but got {len(labels)}."
-        )
-    if levels is None:
-        levels = max(2, min(5, _MOST_CELLS // num_classes))
-    elif levels < 2:
-        raise ValueError(f"Expected `levels` to be at least 2, but got {levels}.")
-    absent = torch.nonzero(counts == 0).flatten().tolist()
-    if absent:
-        return _untestable(f"no labelled source sample shows how {name_classes(absent)} would be predicted")
 
     predicted, confidence = _predict(source)
     target_predicted, target_confidence = _predict(target)
     mix = _fit(
         _conditionals(predicted, labels, num_classes, counts),
         counts,
-        torch.bincount(target_predicted, minlength=num_classes).double() / len(target),
+        np.bincount(target_predicted, minlength=num_classes) / len(target),
         len(target),
     ).mix
     cells = _cut(predicted, confidence, (mix / counts)[labels] * len(target), num_classes, levels)
@@ -140,30 +154,28 @@ def label_shift_test(
     )
     if cells.number == 1:
         return _untestable(too_few)
-    seen = torch.bincount(cells.of(target_predicted, target_confidence), minlength=cells.number)
+    seen = np.bincount(cells.of(target_predicted, target_confidence), minlength=cells.number)
     conditionals = _conditionals(cells.of(predicted, confidence), labels, cells.number, counts)
-    fit = _fit(conditionals, counts, seen.double() / len(target), len(target))
+    fit = _fit(conditionals, counts, seen / len(target), len(target))
     freedom = cells.number - int((fit.mix > 0).sum())
     if freedom < 1:
         return _untestable(too_few)
-    wanted = (fit.mix * len(target) / 2).clamp(max=_ENOUGH)
-    thin = torch.nonzero((counts < wanted) & (fit.mix * len(target) >= _LEAST)).flatten().tolist()
-    if thin:
+    wanted = np.minimum(fit.mix * len(target) / 2, _ENOUGH)
+    if thin := np.flatnonzero((counts < wanted) & (fit.mix * len(target) >= _LEAST)).tolist():
         return _untestable(
-            f"there are too few labelled source samples of {name_classes(thin)}, which the target has many "
-            "of, to know how they are predicted"
+            f"there are too few labelled source samples of {name_classes(thin, names)}, which the target has "
+            "many of, to know how they are predicted"
         )
-    half = torch.tensor([freedom / 2, fit.distance / 2], dtype=torch.float64)
-    p_value = torch.special.gammaincc(half[0], half[1]).item()
+    p_value = float(gammaincc(freedom / 2, fit.distance / 2))
     verdict = f"J = {fit.distance:.1f} on {freedom} degrees of freedom, p = {p_value:.2g}"
     if p_value >= 0.05:
         words = f"Label shift explains the predictions ({verdict})."
     else:
-        worst = int(fit.residuals.abs().argmax())
+        worst = int(np.abs(fit.residuals).argmax())
         words = (
             f"No class mix explains the predictions ({verdict}): the images have changed or a class is new. "
-            f"Furthest off: {cells.describe(worst)}, {int(seen[worst])} samples where the best mix has "
-            f"{fit.expected[worst].item() * len(target):.1f}."
+            f"Furthest off: {cells.describe(worst, names)}, {seen[worst]} samples where the best mix has "
+            f"{fit.expected[worst] * len(target):.1f}."
         )
     return ShiftTest(fit.distance, freedom, p_value, words)
 
@@ -172,49 +184,36 @@ def _untestable(reason: str) -> ShiftTest:
     return ShiftTest(None, None, None, f"Label shift cannot be tested: {reason}.")
 
 
-def _read(logits: Logits, argument: str) -> Float[Tensor, "samples classes"]:
-    if not isinstance(logits, Tensor | np.ndarray):
-        raise TypeError(
-            f"Expected `{argument}` to be a torch tensor or a NumPy array, but got {type(logits).__name__}."
-        )
-    scores = logits.detach().cpu() if isinstance(logits, Tensor) else torch.from_numpy(np.array(logits))
-    if not scores.is_floating_point():
-        raise TypeError(f"Expected `{argument}` to be floating-point, but got dtype {scores.dtype}.")
-    if scores.ndim != 2 or scores.shape[0] == 0 or scores.shape[1] < 2:
-        raise ValueError(
-            f"Expected `{argument}` with one row per sample and at least two classes, "
-            f"but got shape {tuple(scores.shape)}."
-        )
-    scores = scores.double()
-    highest = scores.amax(dim=1)
-    wrong = torch.nonzero(~highest.isfinite() | scores.isnan().any(dim=1)).flatten()
-    if wrong.numel():
-        first = int(wrong[0])
-        raise ValueError(
-            f"Expected `{argument}` to be finite or −inf, and finite for some class of each sample, "
-            f"but got {scores[first].tolist()[:10]} for sample {first}."
-        )
-    return scores
-
-
 def _predict(
-    logits: Float[Tensor, "samples classes"],
-) -> tuple[Int[Tensor, " samples"], Float[Tensor, " samples"]]:
+    scores: Float[np.ndarray, "samples classes"],
+) -> tuple[Int[np.ndarray, " samples"], Float[np.ndarray, " samples"]]:
     """The predicted class and its log-odds, which tell confidences apart that round to 1."""
-    highest, predicted = logits.max(dim=1)
-    rest = logits.scatter(1, predicted[:, None], -torch.inf).logsumexp(dim=1)
-    return predicted, highest - rest
+    ones = np.ones(scores.shape[1])
+
+    def work(part: slice) -> tuple[Int[np.ndarray, " samples"], Float[np.ndarray, " samples"]]:
+        rest = scores[part].astype(np.float64)
+        rows, predicted = np.arange(len(rest)), rest.argmax(axis=1)
+        highest = rest[rows, predicted]
+        rest[rows, predicted] = -np.inf
+        second = rest.max(axis=1)
+        rest -= np.where(np.isfinite(second), second, 0)[:, None]
+        np.exp(rest, out=rest)
+        with np.errstate(divide="ignore"):
+            return predicted, highest - second - np.log(rest @ ones)
+
+    predicted, confidence = zip(*for_blocks(work, *scores.shape), strict=True)
+    return np.concatenate(predicted), np.concatenate(confidence)
 
 
 def _conditionals(
-    cells: Int[Tensor, " samples"],
-    labels: Int[Tensor, " samples"],
+    cells: Int[np.ndarray, " samples"],
+    labels: Int[np.ndarray, " samples"],
     number: int,
-    counts: Int[Tensor, " classes"],
-) -> Float[Tensor, "cells classes"]:
+    counts: Int[np.ndarray, " classes"],
+) -> Float[np.ndarray, "cells classes"]:
     """The histogram over cells of the source samples of each class."""
-    joint = torch.bincount(cells * len(counts) + labels, minlength=number * len(counts))
-    return joint.view(number, -1) / counts.double()
+    joint = np.bincount(cells * len(counts) + labels, minlength=number * len(counts))
+    return np.asarray(joint.reshape(number, -1) / counts)
 
 
 @final
@@ -228,28 +227,31 @@ class _Cells:
         number: How many cells there are.
     """
 
-    edges: Float[Tensor, "classes edges"]
-    table: Int[Tensor, "classes levels"]
+    edges: Float[np.ndarray, "classes edges"]
+    table: Int[np.ndarray, "classes levels"]
     number: int
 
     def of(
-        self, predicted: Int[Tensor, " samples"], confidence: Float[Tensor, " samples"]
-    ) -> Int[Tensor, " samples"]:
+        self, predicted: Int[np.ndarray, " samples"], confidence: Float[np.ndarray, " samples"]
+    ) -> Int[np.ndarray, " samples"]:
         """The cell of each sample."""
-        return self.table[predicted, (confidence[:, None] > self.edges[predicted]).sum(dim=1)]
+        level = np.zeros(len(predicted), dtype=np.int64)
+        for edges in self.edges.T:
+            level += confidence > edges[predicted]
+        return np.asarray(self.table[predicted, level])
 
-    def describe(self, cell: int) -> str:
+    def describe(self, cell: int, names: Names = None) -> str:
         """A cell in words."""
-        classes = torch.nonzero((self.table == cell).any(dim=1)).flatten().tolist()
-        first, last = (int(end) for end in self.table[classes[0]].aminmax())
+        classes = np.flatnonzero((self.table == cell).any(axis=1)).tolist()
+        first, last = self.table[classes[0]].min(), self.table[classes[0]].max()
         where = f"level {cell - first + 1} of {last - first + 1} in confidence"
-        return f"samples predicted as {name_classes(classes)}" + (f", {where}" if last > first else "")
+        return f"samples predicted as {name_classes(classes, names)}" + (f", {where}" if last > first else "")
 
 
 def _cut(
-    predicted: Int[Tensor, " samples"],
-    confidence: Float[Tensor, " samples"],
-    shares: Float[Tensor, " samples"],
+    predicted: Int[np.ndarray, " samples"],
+    confidence: Float[np.ndarray, " samples"],
+    shares: Float[np.ndarray, " samples"],
     num_classes: int,
     levels: int,
 ) -> _Cells:
@@ -262,24 +264,23 @@ def _cut(
         num_classes: Number of classes.
         levels: Most levels of a class.
     """
-    edges = torch.full((num_classes, levels - 1), torch.inf, dtype=torch.float64)
-    table = torch.zeros(num_classes, levels, dtype=torch.int64)
+    edges = np.full((num_classes, levels - 1), np.inf)
+    table = np.zeros((num_classes, levels), dtype=np.int64)
     expected: list[float] = []
     rest = []
-    order = confidence.argsort()
-    by_class = order[predicted[order].argsort(stable=True)]
-    sizes = torch.bincount(predicted, minlength=num_classes).tolist()
-    for cls, members in enumerate(torch.split_with_sizes(by_class, sizes)):
-        reached = shares[members].cumsum(dim=0)
-        total = reached[-1].item() if len(members) else 0.0
+    by_class = np.lexsort((confidence, predicted))
+    ends = np.bincount(predicted, minlength=num_classes).cumsum()
+    for cls, members in enumerate(np.split(by_class, ends[:-1])):
+        ordered, share = confidence[members], shares[members]
+        reached = share.cumsum()
+        total = float(reached[-1]) if len(members) else 0.0
         for number in range(min(levels, int(total / _LEAST), len(members) // _LEAST), 0, -1):
-            inner = torch.arange(1, number, dtype=torch.float64) / number * total
-            cuts = confidence[members][torch.searchsorted(reached, inner)]
-            level = torch.bucketize(confidence[members], cuts)
-            held = torch.bincount(level, weights=shares[members], minlength=number)
-            if number == 1 or min(held.min(), torch.bincount(level, minlength=number).min()) >= _LEAST:
+            cuts = ordered[np.searchsorted(reached, np.arange(1, number) / number * total)]
+            level = np.searchsorted(cuts, ordered)
+            held = np.bincount(level, weights=share, minlength=number)
+            if number == 1 or min(held.min(), np.bincount(level, minlength=number).min()) >= _LEAST:
                 edges[cls, : number - 1] = cuts
-                table[cls] = len(expected) + torch.arange(levels).clamp(max=number - 1)
+                table[cls] = len(expected) + np.minimum(np.arange(levels), number - 1)
                 expected.extend(held.tolist())
                 break
         else:
@@ -304,70 +305,35 @@ class _Fit:
         residuals: How far the target's is off in each cell, in standard deviations, `[B]`.
     """
 
-    mix: Float[Tensor, " classes"]
+    mix: Float[np.ndarray, " classes"]
     distance: float
-    expected: Float[Tensor, " cells"]
-    residuals: Float[Tensor, " cells"]
+    expected: Float[np.ndarray, " cells"]
+    residuals: Float[np.ndarray, " cells"]
 
 
 def _fit(
-    conditionals: Float[Tensor, "cells classes"],
-    counts: Int[Tensor, " classes"],
-    observed: Float[Tensor, " cells"],
+    conditionals: Float[np.ndarray, "cells classes"],
+    counts: Int[np.ndarray, " classes"],
+    observed: Float[np.ndarray, " cells"],
     size: int,
 ) -> _Fit:
-    num_classes = len(counts)
-    mix = torch.full((num_classes,), 1 / num_classes, dtype=torch.float64)
+    mix = np.full(len(counts), 1 / len(counts))
     for _ in range(_ROUNDS):
         # A cell that no source sample of these classes fell into is given half a target sample.
-        expected = (conditionals @ mix).clamp(min=0.5 / size)
+        expected = np.maximum(conditionals @ mix, 0.5 / size)
         expected /= expected.sum()
-        noise = mix**2 / counts
-        variance = (
-            torch.diag(expected / size + conditionals @ noise) - (conditionals * noise) @ conditionals.T
+        scaled = conditionals * (mix / np.sqrt(counts))
+        variance = -(scaled @ scaled.T)
+        variance -= np.outer(expected / size, expected)
+        np.einsum("ii->i", variance)[:] += expected / size + conditionals @ (mix**2 / counts)
+        deviations = np.sqrt(variance.diagonal())
+        # Histograms sum to 1, so the last cell adds nothing.
+        factor = cholesky(variance[:-1, :-1], lower=True, overwrite_a=True, check_finite=False)
+        gaps = solve_triangular(
+            factor, (observed[:, None] - conditionals)[:-1], lower=True, overwrite_b=True, check_finite=False
         )
-        variance -= torch.outer(expected, expected) / size
-        # Histograms sum to 1, so that the last cell says nothing of its own.
-        factor = torch.linalg.cholesky(variance[:-1, :-1])
-        gaps = torch.linalg.solve_triangular(factor, (observed[:, None] - conditionals)[:-1], upper=False)
-        previous, (mix, distance) = mix, _smallest_on_simplex(gaps.T @ gaps)
-        if (mix - previous).abs().max() < _SETTLED / size:
+        form = gaps.T @ gaps
+        previous, mix = mix, nearest_mix(form)
+        if np.abs(mix - previous).max() < _SETTLED / size:
             break
-    return _Fit(mix, distance, expected, (observed - conditionals @ mix) / variance.diagonal().sqrt())
-
-
-def _smallest_on_simplex(
-    form: Float[Tensor, "classes classes"],
-) -> tuple[Float[Tensor, " classes"], float]:
-    r"""The point of the simplex at which $t^\top Q t$ is smallest, and that value.
-
-    It is the direction of the $s \ge 0$ that minimises $s^\top Q s / 2 - \sum s$, whose conditions
-    ($s \ge 0$, $Qs \ge 1$, one of the two tight) are solved by exchanging the classes that violate them: all
-    at once, or the last one alone after exchanges that did not leave fewer.
-
-    Reference:
-        Kim and Park, *Fast nonnegative matrix factorization: an active-set-like method and comparisons*, SIAM
-        Journal on Scientific Computing 2011, Algorithm 2 (block principal pivoting).
-    """
-    num_classes = len(form)
-    ridge = 1e-10 * form.diagonal().mean() + 1e-12
-    damped = form + ridge * torch.eye(num_classes, dtype=torch.float64)
-    free = torch.ones(num_classes, dtype=torch.bool)
-    fewest, patience = num_classes + 1, 3
-    while True:
-        point = torch.zeros(num_classes, dtype=torch.float64)
-        held = torch.nonzero(free).flatten()
-        point[held] = torch.linalg.solve(damped[held][:, held], torch.ones(len(held), dtype=torch.float64))
-        wrong = torch.where(free, point < 0, damped @ point < 1 - 1e-9)
-        violations = int(wrong.sum())
-        if violations == 0:
-            mix = point / point.sum()
-            return mix, (mix @ form @ mix).item()
-        if violations < fewest:
-            fewest, patience = violations, 3
-        else:
-            patience -= 1
-        if patience >= 0:
-            free ^= wrong
-        else:
-            free[int(torch.nonzero(wrong)[-1])] ^= True
+    return _Fit(mix, float(mix @ form @ mix), expected, (observed - conditionals @ mix) / deviations)

@@ -1,33 +1,36 @@
-"""The target prior of highest likelihood, with a certificate of how close to the highest it is."""
+"""The likelihood of a target prior: its maximum, with a certificate of how close to the highest it is."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
-from priorshift.priors import ArrayLike, Prior, as_prior
+from priorshift._blocks import for_blocks, row_blocks
+from priorshift._inputs import ArrayLike, read_per_class, read_scores, read_weights
+from priorshift.estimation._ascent import ascend
+from priorshift.priors import Prior, as_prior
 
-_BLOCK = 2**19
-"""Entries read at a time: as many as a core's cache holds."""
 _EXACT = 2**22
-_FACTORED = 4096
-_ROUNDING = 1e-13
-_TINY = torch.finfo(torch.float64).tiny
+"""Entries up to which ratios are kept in float64."""
+_PASS = 2**18
+"""Entries that a thread turns into float64 at a time: many enough for two threads not to wait for Python."""
+_PRODUCT = 2**22
+"""Entries of a matrix product."""
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 @dataclass(frozen=True)
 class LikelihoodSolution:
-    r"""A prior that maximises a likelihood, and the proof of it.
+    r"""A prior that maximizes a likelihood, and the proof of it.
 
     Args:
-        prior: The maximiser $t$, in float64.
-        log_likelihood: What is maximised, at `prior`.
-        shortfall: The certificate: no prior whatever exceeds `log_likelihood` by more. It bounds the
-            likelihood, not the prior: where the likelihood is flat, priors far apart are equally likely.
+        prior: The maximizer $t$, in float64.
+        log_likelihood: The maximized sum, at `prior`.
+        shortfall: The certificate: no prior exceeds `log_likelihood` by more. It bounds the likelihood, not
+            the prior: where the likelihood is flat, priors far apart are equally likely.
         steps: Number of evaluations of the gradient, each one pass over the data.
-        converged: Whether `shortfall` came down to the tolerance.
+        converged: True if `shortfall` came down to the tolerance.
     """
 
     prior: Prior
@@ -37,367 +40,346 @@ class LikelihoodSolution:
     converged: bool
 
 
-def maximise_likelihood(
-    log_ratios: Float[Tensor, "samples classes"],
-    *,
-    weights: ArrayLike | None = None,
-    start: Prior | ArrayLike | None = None,
-    tolerance: float = 1e-8,
-    max_steps: int = 1000,
-) -> LikelihoodSolution:
-    r"""Maximum-likelihood label shift (MLLS): the target prior that makes unlabelled predictions likeliest.
+class Likelihood:
+    r"""The mean log-likelihood of a target prior $t$, given unlabelled predictions.
 
-    $$L(t) = \sum_i w_i \log \sum_y t_y\, r_{iy}, \qquad r_{iy} = e^{f(x_i)[y]} / q_y, \qquad \sum_i w_i = 1$$
+    $$L(t) = \frac{\sum_i w_i \log \sum_y t_y\, r_{iy} + \sum_y b_y \log t_y}{\sum_i w_i + \sum_y b_y},
+      \qquad r_{iy} = e^{f(x_i)[y]} / q_y$$
 
-    for logits $f$ that carry the prior $q$. $L$ is concave on the simplex; EM climbs it surely and slowly,
-    and what follows ends at the same maximum. With the gradient $g_y = \sum_i w_i\, r_{iy} / (t \cdot r_i)$,
-    concavity of the logarithm bounds what any other prior $s$ can gain,
-
-    $$L(s) - L(t) = \sum_i w_i \log \frac{s \cdot r_i}{t \cdot r_i}
-      \le \log \sum_i w_i \frac{s \cdot r_i}{t \cdot r_i} = \log \sum_y s_y\, g_y \le \log \max_y g_y,$$
-
-    and the search stops when that bound is at most `tolerance`.
-
-    The search runs over $t_y = s_y^2$ without constraints: $L(s^2) - \lVert s \rVert^2$ has its maximum on
-    the simplex, since $t \cdot g = 1$ for every $t$. EM steps come first; then quasi-Newton steps (L-BFGS),
-    with at most 4,096 classes seeded by all second derivatives every $C / 64$ steps: with fewer than 128
-    classes at every step, which is Newton's method. A step that fails is replaced by EM's.
+    for logits $f$ that carry the prior $q$. The pseudo-counts $b$ are labelled samples: a Dirichlet prior
+    with the parameters $1 + b$. All estimates that use a likelihood, their intervals and their diagnostics
+    share one such object, so that the predictions are read once.
 
     Ratios of more than $2^{22}$ entries are kept in float32 and summed in float64; fewer are float64
-    throughout. That copy is all the memory that grows with the sample.
+    throughout. They are all the memory that grows with the sample.
 
     Args:
         log_ratios: $f(x_i)[y] - \log q_y$, `[N, C]`, floating-point. A constant on a row moves the
             log-likelihood only; $-\infty$ says that a class is impossible for a sample.
-        weights: A non-negative weight per sample, `[N]`, such as bootstrap counts; equal ones by default.
-        start: Where to begin, strictly positive; uniform by default.
-        tolerance: The shortfall of the mean log-likelihood at which to stop, in nats per sample.
-        max_steps: Number of evaluations of the gradient after which to give up.
+        weights: $w$, a non-negative weight per sample, `[N]`, such as bootstrap counts; ones by default.
+        pseudo_counts: $b$, a non-negative number per class, `[C]`; none by default.
 
     Raises:
+        TypeError: If `log_ratios` are not floating-point.
         ValueError: If a row holds NaN or $+\infty$ or nothing finite, or an argument does not fit.
 
     Example:
-        >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9]])
-        >>> solution = maximise_likelihood(probs.log() - torch.tensor([0.5, 0.5]).log())
-        >>> [round(p, 4) for p in solution.prior.probs.tolist()]
-        [0.6776, 0.3224]
+        >>> import numpy as np
+        >>> probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9]])
+        >>> likelihood = Likelihood(np.log(probs) - np.log([0.5, 0.5]))
+        >>> round(likelihood.value([0.5, 0.5]), 4)
+        0.0
+        >>> solution = likelihood.maximize()
+        >>> solution.prior
+        Prior([0.6776, 0.3224])
         >>> solution.converged, solution.shortfall <= 1e-8
         (True, True)
 
     References:
         Saerens et al., *Adjusting the outputs of a classifier to new a priori probabilities*, Neural
-        Computation 2002, Eq. 2.9; Alexandari et al., *Maximum likelihood with bias-corrected calibration is
-        hard-to-beat at label shift adaptation*, ICML 2020; Garg et al., *A unified view of label shift
-        estimation*, NeurIPS 2020.
+        Computation 2002, Eq. 2.9.
     """
-    return maximise(Mixture(log_ratios, weights), start=start, tolerance=tolerance, max_steps=max_steps)
 
-
-def log_likelihood(
-    log_ratios: Float[Tensor, "samples classes"],
-    prior: Prior | ArrayLike,
-    *,
-    weights: ArrayLike | None = None,
-) -> float:
-    r"""The mean log-likelihood $L(t)$ of a target prior, nothing left out: see `maximise_likelihood`.
-
-    Args:
-        log_ratios: As in `maximise_likelihood`, `[N, C]`.
-        prior: The target prior $t$, `[C]`; zeros are allowed.
-        weights: As in `maximise_likelihood`.
-
-    Raises:
-        ValueError: As `maximise_likelihood`.
-
-    Example:
-        >>> round(log_likelihood(torch.tensor([[0.0, -torch.inf]]), [0.25, 0.75]), 4)
-        -1.3863
-    """
-    mixture = Mixture(log_ratios, weights)
-    return mixture.evaluate(as_prior(prior, "prior", mixture.num_classes).probs)[0] + mixture.offset
-
-
-def em_step(
-    log_ratios: Float[Tensor, "samples classes"],
-    prior: Prior | ArrayLike,
-    *,
-    weights: ArrayLike | None = None,
-) -> Prior:
-    r"""One step of expectation maximisation: the mean posterior, $t_y \leftarrow t_y\, g_y$.
-
-    It never lowers the likelihood, and a class of zero mass keeps it. Many of these steps reach what
-    `maximise_likelihood` reaches in few.
-
-    Args:
-        log_ratios: As in `maximise_likelihood`, `[N, C]`.
-        prior: The prior to step from, `[C]`.
-        weights: As in `maximise_likelihood`.
-
-    Raises:
-        ValueError: As `maximise_likelihood`, or if a sample has no class that `prior` allows.
-
-    Example:
-        >>> log_ratios = torch.tensor([[0.9, 0.1], [0.3, 0.7]], dtype=torch.float64).log()
-        >>> [round(p, 4) for p in em_step(log_ratios, [0.5, 0.5]).probs.tolist()]
-        [0.6, 0.4]
-
-    References:
-        Saerens et al., Neural Computation 2002, Eq. 2.9.
-    """
-    mixture = Mixture(log_ratios, weights)
-    probs = as_prior(prior, "prior", mixture.num_classes).probs
-    value, gradient = mixture.evaluate(probs)
-    if value == -torch.inf:
-        raise ValueError("Expected `prior` to allow some class of every sample, but one is impossible.")
-    return Prior(probs * gradient)
-
-
-def curvature(
-    log_ratios: Float[Tensor, "samples classes"],
-    prior: Prior | ArrayLike,
-    *,
-    weights: ArrayLike | None = None,
-) -> Float[Tensor, "classes classes"]:
-    r"""Minus the second derivatives of the mean log-likelihood.
-
-    $$H_{yz} = \sum_i w_i \frac{r_{iy}\, r_{iz}}{(t \cdot r_i)^2}$$
-
-    It is also the second moment of the score, so $N\,H$ is both the observed information and the information
-    by outer products. A direction in which it vanishes is one that the predictions say nothing about.
-
-    Args:
-        log_ratios: As in `maximise_likelihood`, `[N, C]`.
-        prior: The target prior $t$, `[C]`, positive for some possible class of every sample.
-        weights: As in `maximise_likelihood`.
-
-    Raises:
-        ValueError: As `maximise_likelihood`.
-
-    Example:
-        >>> curvature(torch.tensor([[2.0, 1.0]]).log(), [0.5, 0.5])
-        tensor([[1.7778, 0.8889],
-                [0.8889, 0.4444]], dtype=torch.float64)
-    """
-    mixture = Mixture(log_ratios, weights)
-    return mixture.curvature(as_prior(prior, "prior", mixture.num_classes).probs)
-
-
-class Mixture:
-    r"""A sample of unlabelled predictions, and perhaps of labelled pseudo-samples, as a likelihood of $t$.
-
-    $$L(t) = \frac{\sum_i w_i \log t \cdot r_i + \sum_y b_y \log t_y}{\sum_i w_i + \sum_y b_y}$$
-
-    The ratios are kept divided by the largest of their row; `offset` is what that takes from $L$.
-
-    Args:
-        log_ratios: $\log r$, `[N, C]`.
-        weights: $w$, `[N]`; ones by default.
-        pseudo_counts: $b$, `[C]`; none by default. Labelled samples are rows of one possible class.
-
-    Raises:
-        ValueError: If a row holds NaN or $+\infty$ or nothing finite, or the shapes do not fit.
-    """
+    ratios: Float[np.ndarray, "samples classes"]
+    """$r$, each row divided by its largest entry."""
+    names: tuple[str, ...] | None
+    """The class names, where they are known."""
 
     def __init__(
         self,
-        log_ratios: Float[Tensor, "samples classes"],
+        log_ratios: ArrayLike,
         weights: ArrayLike | None = None,
-        pseudo_counts: Float[Tensor, " classes"] | None = None,
+        pseudo_counts: ArrayLike | None = None,
     ) -> None:
-        if log_ratios.ndim != 2 or log_ratios.shape[0] == 0 or log_ratios.shape[1] < 2:
-            raise ValueError(
-                "Expected `log_ratios` of shape [N, C] with a sample and two classes at least, "
-                f"but got {tuple(log_ratios.shape)}."
-            )
-        num_samples, self.num_classes = log_ratios.shape
-        counts = torch.ones(num_samples).double() if weights is None else as_weights(weights, num_samples)
-        pseudo = torch.zeros(self.num_classes).double() if pseudo_counts is None else pseudo_counts
-        total = counts.sum() + pseudo.sum()
-        self.weights, self.pseudo = counts / total, pseudo / total
-        rows = log_ratios.detach().cpu()
-        dtype = torch.float64 if rows.numel() <= _EXACT else torch.float32
-        self.ratios = torch.empty(rows.shape, dtype=dtype)
-        tops = torch.empty(num_samples, dtype=torch.float64)
-        for part in self._parts():
-            block = rows[part].to(torch.promote_types(rows.dtype, dtype))
-            top = block.amax(dim=1, keepdim=True)
-            torch.sub(block, top, out=self.ratios[part]).exp_()
-            tops[part] = top[:, 0]
-        if not tops.isfinite().all():
-            row = int(torch.nonzero(~tops.isfinite())[0])
-            raise ValueError(
-                "Expected each row of `log_ratios` to be finite or −inf, and finite for some class, "
-                f"but row {row} has {tops[row].item()} as its maximum."
-            )
-        self.offset = (self.weights @ tops).item()
+        rows, names = read_scores(log_ratios, "log_ratios")
+        counts = None if weights is None else read_weights(weights, len(rows))
+        pseudo = None
+        if pseudo_counts is not None:
+            pseudo = _read_pseudo_counts(pseudo_counts, rows.shape[1], names)
+        self._set(*_exponentials(rows, None), counts, pseudo, names)
 
-    def evaluate(self, probs: Float[Tensor, " classes"]) -> tuple[float, Float[Tensor, " classes"]]:
-        """The mean log-likelihood less `offset`, and its gradient."""
-        value, gradient = 0.0, torch.zeros_like(probs)
-        for part in self._parts():
-            block, weight = self.ratios[part].double(), self.weights[part]
+    @classmethod
+    def from_logits(
+        cls,
+        logits: Float[np.ndarray, "samples classes"],
+        carried: Prior | None,
+        weights: Float[np.ndarray, " samples"] | None = None,
+        names: tuple[str, ...] | None = None,
+    ) -> Self:
+        """Of logits and weights that were read before, which are not checked; None carries nothing.
+
+        The classes have the names of `carried`, or else `names`.
+        """
+        known = names if carried is None or carried.names is None else carried.names
+        return cls._made(*_exponentials(logits, carried), weights, None, known)
+
+    @classmethod
+    def from_ratios(
+        cls,
+        ratios: Float[np.ndarray, "samples classes"],
+        weights: Float[np.ndarray, " samples"] | None = None,
+        names: tuple[str, ...] | None = None,
+    ) -> Self:
+        """Of ratios $r$ themselves, which are kept as they are and not checked."""
+        return cls._made(ratios, np.zeros(len(ratios)), weights, None, names)
+
+    def with_pseudo_counts(self, pseudo_counts: Float[np.ndarray, " classes"]) -> Self:
+        """The same likelihood with other pseudo-counts, `[C]`; the ratios are shared."""
+        return self._made(self.ratios, self._tops, self._counts, pseudo_counts, self.names)
+
+    def with_weights(self, weights: Float[np.ndarray, " samples"]) -> Self:
+        """The same likelihood with other weights of the samples, `[N]`; the ratios are shared."""
+        return self._made(self.ratios, self._tops, weights, None, self.names)
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples, $N$."""
+        return len(self.ratios)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, $C$."""
+        return int(self.ratios.shape[1])
+
+    @property
+    def total_weight(self) -> float:
+        r"""$\sum_i w_i$: what the sample stands for against pseudo-counts."""
+        return float(self.num_samples if self._counts is None else self._counts.sum())
+
+    @property
+    def equal_samples(self) -> float:
+        r"""$(\sum_i w_i)^2 / \sum_i w_i^2$: equally weighted samples of the same variance (Kish)."""
+        if self._counts is None:
+            return float(self.num_samples)
+        return float(self._counts.sum() ** 2 / (self._counts @ self._counts))
+
+    def value(self, prior: Prior | ArrayLike) -> float:
+        r"""$L(t)$, in nats, nothing left out; $-\infty$ if `prior` forbids a sample.
+
+        Args:
+            prior: The target prior $t$, `[C]`; zeros are allowed.
+
+        Raises:
+            ValueError: If `prior` is of other classes.
+
+        Example:
+            >>> import numpy as np
+            >>> round(Likelihood(np.array([[0.0, -np.inf]])).value([0.25, 0.75]), 4)
+            -1.3863
+        """
+        return self.evaluate(self._probs(prior))[0] + self.offset
+
+    def em_step(self, prior: Prior | ArrayLike) -> Prior:
+        r"""One step of expectation maximization: the mean posterior, $t_y \leftarrow t_y\, g_y$.
+
+        It never lowers the likelihood, and a class of zero mass keeps it. Many of these steps reach what
+        `maximize` reaches in few.
+
+        Args:
+            prior: The prior to step from, `[C]`.
+
+        Raises:
+            ValueError: If `prior` is of other classes, or a sample has no class that it allows.
+
+        Example:
+            >>> import numpy as np
+            >>> Likelihood(np.log([[0.9, 0.1], [0.3, 0.7]])).em_step([0.5, 0.5])
+            Prior([0.6, 0.4])
+
+        References:
+            Saerens et al., Neural Computation 2002, Eq. 2.9.
+        """
+        probs = self._probs(prior)
+        value, gradient = self.evaluate(probs)
+        if value == -np.inf:
+            raise ValueError("Expected `prior` to allow some class of every sample, but one is impossible.")
+        return Prior(probs * gradient, names=self.names)
+
+    def curvature(self, prior: Prior | ArrayLike) -> Float[np.ndarray, "classes classes"]:
+        r"""Minus the second derivatives of the mean log-likelihood, float64, `[C, C]`.
+
+        $$H_{yz} = \sum_i w_i \frac{r_{iy}\, r_{iz}}{(t \cdot r_i)^2}$$
+
+        It is also the second moment of the score, so $N\,H$ is both the observed information and the
+        information by outer products. It is 0 in directions of which the predictions hold no information.
+
+        Args:
+            prior: The target prior $t$, `[C]`, positive for some possible class of every sample.
+
+        Raises:
+            ValueError: If `prior` is of other classes.
+
+        Example:
+            >>> import numpy as np
+            >>> Likelihood(np.log([[2.0, 1.0]])).curvature([0.5, 0.5]).round(4)
+            array([[1.7778, 0.8889],
+                   [0.8889, 0.4444]])
+        """
+        return self.second_derivatives(self._probs(prior))
+
+    def maximize(
+        self, *, start: Prior | ArrayLike | None = None, tolerance: float = 1e-8, max_steps: int = 1000
+    ) -> LikelihoodSolution:
+        r"""Maximum-likelihood label shift (MLLS): the target prior that makes the predictions likeliest.
+
+        $L$ is concave on the simplex; EM climbs it surely and slowly, and this search ends at the same
+        maximum. With the gradient $g_y = \sum_i w_i\, r_{iy} / (t \cdot r_i)$, $\sum_i w_i = 1$, concavity of
+        the logarithm bounds what any other prior $s$ can gain,
+
+        $$L(s) - L(t) = \sum_i w_i \log \frac{s \cdot r_i}{t \cdot r_i}
+          \le \log \sum_i w_i \frac{s \cdot r_i}{t \cdot r_i} = \log \sum_y s_y\, g_y \le \log \max_y g_y,$$
+
+        and the search stops when that bound is at most `tolerance`.
+
+        The search runs over $t_y = s_y^2$ without constraints: $L(s^2) - \lVert s \rVert^2$ has its maximum
+        on the simplex, since $t \cdot g = 1$ for every $t$. EM steps come first; then quasi-Newton steps
+        (L-BFGS), with at most 4,096 classes seeded by all second derivatives every $C / 64$ steps: with fewer
+        than 128 classes at every step, which is Newton's method. A step that fails is replaced by EM's.
+
+        Args:
+            start: Where to begin, strictly positive; uniform by default.
+            tolerance: The shortfall of the mean log-likelihood at which to stop, in nats per sample.
+            max_steps: Number of evaluations of the gradient after which to give up.
+
+        Raises:
+            ValueError: If `start` is not positive or of other classes, or a setting is not positive.
+
+        References:
+            Saerens et al., Neural Computation 2002; Alexandari et al., *Maximum likelihood with
+            bias-corrected calibration is hard-to-beat at label shift adaptation*, ICML 2020; Garg et al., *A
+            unified view of label shift estimation*, NeurIPS 2020.
+        """
+        if not tolerance > 0 or max_steps < 1:
+            raise ValueError(
+                f"Expected `tolerance` and `max_steps` to be positive, but got {tolerance} and {max_steps}."
+            )
+        probs = np.full(self.num_classes, 1 / self.num_classes)
+        if start is not None:
+            probs = (
+                as_prior(start, "start", self.num_classes, names=self.names).require_positive("start").probs
+            )
+        # Products that are singular, as those of identical classes are, are known to this rounding.
+        slack = float(np.finfo(self.ratios.dtype).eps) ** 0.5
+        point, steps = ascend(
+            self.evaluate,
+            self.second_derivatives,
+            probs,
+            slack=slack,
+            tolerance=tolerance,
+            max_steps=max_steps,
+        )
+        total = point.probs.sum()
+        return LikelihoodSolution(
+            prior=Prior(point.probs, names=self.names),
+            log_likelihood=float(point.value + total - 1 - np.log(total)) + self.offset,
+            shortfall=point.shortfall,
+            steps=steps,
+            converged=point.shortfall <= tolerance,
+        )
+
+    def evaluate(self, probs: Float[np.ndarray, " classes"]) -> tuple[float, Float[np.ndarray, " classes"]]:
+        """$L$ less `offset`, which the largest ratio of each row has, and its gradient."""
+
+        def work(part: slice) -> tuple[float, Float[np.ndarray, " classes"]]:
+            block, weight = self.ratios[part].astype(np.float64, copy=False), self._weights[part]
             density = block @ probs
-            value += torch.xlogy(weight, density).sum().item()
-            gradient += (weight / density.clamp(min=_TINY)) @ block
-        labelled = self.pseudo > 0
-        if labelled.any():
-            value += (self.pseudo[labelled] @ probs[labelled].log()).item()
-            gradient[labelled] += self.pseudo[labelled] / probs[labelled]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                value = weight @ np.log(density)
+                if np.isnan(value):  # 0 · log 0: an impossible sample of no weight
+                    value = weight[weight > 0] @ np.log(density[weight > 0])
+            return float(value), (weight / np.maximum(density, _TINY)) @ block
+
+        if self.ratios.dtype == np.float64:  # products alone, which BLAS does as fast without our threads
+            found = [work(part) for part in row_blocks(self.num_samples, self.num_classes)]
+        else:
+            found = for_blocks(work, self.num_samples, self.num_classes, entries=_PASS)
+        value, gradient = sum(part for part, _ in found), np.sum([part for _, part in found], axis=0)
+        if self._pseudo is not None:
+            labelled = self._pseudo > 0
+            with np.errstate(divide="ignore"):
+                value += float(self._pseudo[labelled] @ np.log(probs[labelled]))
+                gradient[labelled] += self._pseudo[labelled] / probs[labelled]
         return value, gradient
 
-    def curvature(
-        self, probs: Float[Tensor, " classes"], *, roughly: bool = False
-    ) -> Float[Tensor, "classes classes"]:
-        """Minus the second derivatives, `[C, C]`, by products in the precision of the ratios or below."""
-        dtype = self.ratios.dtype
-        if roughly and dtype == torch.float32 and torch.cpu.get_capabilities().get("avx512_bf16"):
-            dtype = torch.bfloat16
-        matrix = torch.zeros(self.num_classes, self.num_classes, dtype=self.ratios.dtype)
-        width = max(256, -(-self.num_classes // 4))
-        for part in self._parts(8):
+    def second_derivatives(
+        self, probs: Float[np.ndarray, " classes"]
+    ) -> Float[np.ndarray, "classes classes"]:
+        """Minus the second derivatives, by products in the precision of the ratios."""
+        dtype, roots = self.ratios.dtype, np.sqrt(self._weights)
+        matrix = np.zeros((self.num_classes, self.num_classes))
+        for part in row_blocks(self.num_samples, self.num_classes, entries=_PRODUCT):
             block = self.ratios[part]
-            density = (block @ probs.to(block.dtype)).double()
-            block = (block * (self.weights[part].sqrt() / density).to(block.dtype)[:, None]).to(dtype)
-            for first in range(0, self.num_classes, width):
-                matrix[first:, first : first + width] += block[:, first:].T @ block[:, first : first + width]
-        full = matrix.double().tril()
-        full += full.tril(-1).T
-        labelled = self.pseudo > 0
-        full.diagonal()[labelled] += self.pseudo[labelled] / probs[labelled] ** 2
-        return full
+            density = (block @ probs.astype(dtype)).astype(np.float64)
+            scaled = block * (roots[part] / density).astype(dtype)[:, None]
+            matrix += scaled.T @ scaled
+        if self._pseudo is not None:
+            labelled = np.flatnonzero(self._pseudo)
+            matrix[labelled, labelled] += self._pseudo[labelled] / probs[labelled] ** 2
+        return matrix
 
-    def _parts(self, blocks: int = 1) -> Iterator[slice]:
-        rows = max(1, blocks * _BLOCK // self.num_classes)
-        for first in range(0, len(self.weights), rows):
-            yield slice(first, first + rows)
+    def information(self, inside: Float[np.ndarray, " classes"]) -> Float[np.ndarray, "classes classes"]:
+        """The information of one prediction at a positive prior: that of a label less what is missing."""
+        _, gradient = self.evaluate(inside)
+        matrix = self.second_derivatives(inside)
+        np.einsum("ii->i", matrix)[:] += np.maximum(1 - gradient, 0) / inside
+        return matrix
+
+    def half_a_sample_inside(self, probs: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
+        """A prior with half a sample of each class added to what these samples are worth."""
+        size = self.equal_samples
+        return np.asarray((size * probs + 0.5) / (size + 0.5 * len(probs)))
+
+    def _probs(self, prior: Prior | ArrayLike) -> Float[np.ndarray, " classes"]:
+        return as_prior(prior, "prior", self.num_classes, names=self.names).probs
+
+    @classmethod
+    def _made(cls, *parts: object) -> Self:
+        likelihood = cls.__new__(cls)
+        likelihood._set(*parts)  # type: ignore[arg-type]
+        return likelihood
+
+    def _set(
+        self,
+        ratios: Float[np.ndarray, "samples classes"],
+        tops: Float[np.ndarray, " samples"],
+        counts: Float[np.ndarray, " samples"] | None,
+        pseudo: Float[np.ndarray, " classes"] | None,
+        names: tuple[str, ...] | None,
+    ) -> None:
+        self.ratios, self._tops, self._counts, self.names = ratios, tops, counts, names
+        total = self.total_weight + (0.0 if pseudo is None else float(pseudo.sum()))
+        self._weights = np.full(len(ratios), 1 / total) if counts is None else counts / total
+        self._pseudo = None if pseudo is None else pseudo / total
+        self.offset = float(self._weights @ tops)
 
 
-@dataclass(frozen=True)
-class _Point:
-    """A point of the search over square roots: `value` is $L(s^2) - |s|^2 + 1$ and `slope` its gradient."""
-
-    roots: Float[Tensor, " classes"]
-    value: float
-    slope: Float[Tensor, " classes"]
-    gradient: Float[Tensor, " classes"]
-
-    @property
-    def probs(self) -> Float[Tensor, " classes"]:
-        return self.roots.square()
-
-    @property
-    def shortfall(self) -> float:
-        # At the normalised prior the gradient is larger by the sum; rounding may leave the maximum below 1.
-        return max(0.0, (self.gradient.max() * self.probs.sum()).log().item())
-
-
-def maximise(
-    mixture: Mixture,
-    *,
-    start: Prior | ArrayLike | None,
-    tolerance: float,
-    max_steps: int,
-) -> LikelihoodSolution:
-    """Climb a mixture's likelihood until its certificate is at most `tolerance`.
-
-    Raises:
-        ValueError: If `start` is not positive or of another number of classes, or a setting is not positive.
-    """
-    if not tolerance > 0 or max_steps < 1:
+def _read_pseudo_counts(
+    values: ArrayLike, num_classes: int, names: tuple[str, ...] | None
+) -> Float[np.ndarray, " classes"]:
+    pseudo, _ = read_per_class(values, "pseudo_counts", names=names)
+    if len(pseudo) != num_classes or not (np.isfinite(pseudo) & (pseudo >= 0)).all():
         raise ValueError(
-            f"Expected `tolerance` and `max_steps` to be positive, but got {tolerance} and {max_steps}."
+            f"Expected `pseudo_counts` with a finite non-negative number per class, {num_classes}, but got "
+            f"{pseudo[:10].tolist()}."
         )
-    if start is None:
-        start = Prior.uniform(mixture.num_classes)
-    probs = as_prior(start, "start", mixture.num_classes).require_positive("start").probs
-    steps = 0
-
-    def at(roots: Float[Tensor, " classes"]) -> _Point:
-        nonlocal steps
-        steps += 1
-        value, gradient = mixture.evaluate(roots.square())
-        value += 1 - roots.square().sum().item()
-        return _Point(roots, value, 2 * roots * (gradient - 1), gradient)
-
-    point = at(probs.sqrt())
-    for _ in range(3):
-        if steps < max_steps:
-            point = at((point.probs * point.gradient).sqrt())
-    memory = _Memory()
-    age, refresh = 0, max(1, mixture.num_classes // 64)
-    while steps < max_steps:
-        if point.shortfall <= tolerance:
-            break
-        if mixture.num_classes <= _FACTORED and (age := age + 1) >= refresh:
-            memory, age = _Memory(_factor(mixture, point)), 0
-        direction = memory.direction(point.slope)
-        for halvings in range(6):
-            step = 0.5**halvings
-            trial = at(point.roots + step * direction)
-            if trial.value >= point.value + 1e-4 * step * (direction @ point.slope).item() - _ROUNDING:
-                break
-        else:
-            memory = _Memory()
-            trial = at((point.probs * point.gradient).sqrt())
-        memory.add(trial.roots - point.roots, point.slope - trial.slope)
-        point = trial
-    total = point.probs.sum()
-    return LikelihoodSolution(
-        prior=Prior(point.probs),
-        log_likelihood=point.value + total.item() - 1 - total.log().item() + mixture.offset,
-        shortfall=point.shortfall,
-        steps=steps,
-        converged=point.shortfall <= tolerance,
-    )
+    return pseudo
 
 
-def _factor(mixture: Mixture, point: _Point) -> Float[Tensor, "classes classes"]:
-    """Cholesky factor of minus the second derivatives in the roots, made positive definite."""
-    matrix = 4 * point.roots[:, None] * mixture.curvature(point.probs, roughly=True) * point.roots
-    # The slack outweighs the rounding of products that are singular, as those of identical classes are.
-    slack = torch.finfo(mixture.ratios.dtype).eps ** 0.5
-    matrix.diagonal().mul_(1 + slack).add_(2 * (1 - point.gradient).abs() + 1e-9)
-    factor: Tensor = torch.linalg.cholesky(matrix)
-    return factor
+def _exponentials(
+    rows: Float[np.ndarray, "samples classes"], carried: Prior | None
+) -> tuple[Float[np.ndarray, "samples classes"], Float[np.ndarray, " samples"]]:
+    """Ratios of logits, each row divided by its largest, and the logarithms of what it was divided by."""
+    dtype = np.dtype(np.float64 if rows.size <= _EXACT else np.float32)
+    wide = np.promote_types(rows.dtype, dtype)
+    ratios, tops = np.empty(rows.shape, dtype=dtype), np.empty(len(rows))
+    shift = None if carried is None else carried.log_probs.astype(rows.dtype)
 
+    def work(part: slice) -> None:
+        block = (rows[part] if shift is None else rows[part] - shift).astype(wide, copy=False)
+        top, out = block.max(axis=1), ratios[part]
+        np.subtract(block, top[:, None], out=out, casting="same_kind")
+        np.exp(out, out=out)
+        tops[part] = top
 
-class _Memory:
-    """The steps and changes of slope that L-BFGS remembers, on a seed: a Cholesky factor or a scale."""
-
-    def __init__(self, factor: Float[Tensor, "classes classes"] | None = None, length: int = 20) -> None:
-        self._factor, self._length = factor, length
-        self._pairs: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, step: Float[Tensor, " classes"], change: Float[Tensor, " classes"]) -> None:
-        if step @ change > 1e-10 * step.norm() * change.norm():
-            self._pairs = [*self._pairs, (step, change)][-self._length :]
-
-    def direction(self, slope: Float[Tensor, " classes"]) -> Float[Tensor, " classes"]:
-        vector, shares = slope.clone(), []
-        for step, change in reversed(self._pairs):
-            shares.append((step @ vector) / (step @ change))
-            vector -= shares[-1] * change
-        if self._factor is not None:
-            vector = torch.cholesky_solve(vector[:, None], self._factor)[:, 0]
-        else:
-            vector /= 4
-        for (step, change), share in zip(self._pairs, reversed(shares), strict=True):
-            vector += step * (share - (change @ vector) / (step @ change))
-        return vector
-
-
-def as_weights(weights: ArrayLike, num_samples: int) -> Float[Tensor, " samples"]:
-    """Read an argument that weighs samples.
-
-    Raises:
-        ValueError: If there is not one finite non-negative weight per sample, or all are zero.
-    """
-    values: Tensor = torch.as_tensor(weights, dtype=torch.float64).detach().cpu()
-    if values.shape != (num_samples,):
-        raise ValueError(
-            f"Expected `weights` with one entry per sample, ({num_samples},), but got {tuple(values.shape)}."
-        )
-    if not (values.isfinite().all() and (values >= 0).all() and values.sum() > 0):
-        raise ValueError("Expected `weights` to be finite, non-negative and positive for some sample.")
-    return values
+    for_blocks(work, *rows.shape)
+    return ratios, tops

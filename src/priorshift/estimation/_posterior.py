@@ -1,29 +1,25 @@
 """The target prior of highest posterior density under a Dirichlet prior: MAPLS and empirical Bayes."""
 
-import torch
+from collections.abc import Mapping
+
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
+from scipy.special import gammaln, xlogy
 
-from priorshift.estimation._intervals import identifiability
-from priorshift.estimation._likelihood import (
-    LikelihoodSolution,
-    Mixture,
-    as_weights,
-    maximise,
-    maximise_likelihood,
-)
-from priorshift.priors import ArrayLike, Prior, as_prior
+from priorshift._inputs import ArrayLike, read_array, read_per_class
+from priorshift.estimation._identifiability import identifiability
+from priorshift.estimation._likelihood import Likelihood, LikelihoodSolution
+from priorshift.priors import Prior, as_prior
 
-_STRENGTHS = torch.cat([torch.zeros(1), torch.logspace(-1, 6, 141)]).double()
-"""Numbers of labelled samples that the source mix may count for."""
+_STRENGTHS = np.concatenate([[0.0], np.logspace(-1, 6, 141, dtype=np.float32)])
+"""Numbers of labelled samples that the source prior may count for."""
 
 
-def maximise_posterior(
-    log_ratios: Float[Tensor, "samples classes"],
+def maximize_posterior(
+    likelihood: Likelihood,
     source: Prior | ArrayLike | None = None,
     *,
     concentration: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
     start: Prior | ArrayLike | None = None,
     tolerance: float = 1e-8,
     max_steps: int = 1000,
@@ -34,9 +30,9 @@ def maximise_posterior(
 
     In effect there are $\alpha_y - 1$ labelled pseudo-samples of each class. They keep rare classes away
     from 0, where maximum likelihood puts those that a finite sample happens to miss. $\alpha = 1$ is
-    `maximise_likelihood`; as $\alpha$ grows the estimate tends to the Dirichlet's mode,
+    `Likelihood.maximize`; as $\alpha$ grows the estimate tends to the Dirichlet's mode,
     $(\alpha_y - 1) / \sum_z (\alpha_z - 1)$. The problem stays concave, and the certificate is that of
-    `maximise_likelihood`: `log_likelihood` and `shortfall` are the maximised sum and its shortfall divided by
+    `Likelihood.maximize`: `log_likelihood` and `shortfall` are the maximized sum and its shortfall divided by
     $\sum_i w_i + \sum_y (\alpha_y - 1)$.
 
     Without a `concentration` it is MAPLS, which mixes the uniform prior into every EM step in the proportion
@@ -47,30 +43,30 @@ def maximise_posterior(
     $$\lambda = \frac{0.9 \cdot 4 D(\hat t \Vert u)}{D(q \Vert u) + 4 D(\hat t \Vert u)}
       + \frac{0.1 \cdot D(q \Vert u)}{D(q \Vert u) + 4 D(\hat t \Vert q)},$$
 
-    which is what the composition of functions in the released code comes to. Theirs are the uniform centre
+    which is what the composition of functions in the released code comes to. Theirs are the uniform center
     and this weight; ours are the search to a certificate in place of at most 100 EM steps, exact divergences
     in place of ones with $10^{-8}$ added, and any other `concentration`.
 
     Args:
-        log_ratios: $f(x_i)[y] - \log q_y$, `[N, C]`, as in `maximise_likelihood`.
+        likelihood: The likelihood without pseudo-counts. Its weights are counts, since their sum stands
+            against the pseudo-samples.
         source: The source prior $q$, `[C]`, strictly positive; for the adaptive weight only.
         concentration: $\alpha$, one number or one per class, at least 1.
-        weights: As in `maximise_likelihood`; counts, since their sum stands against the pseudo-samples.
-        start: As in `maximise_likelihood`.
-        tolerance: As in `maximise_likelihood`.
-        max_steps: As in `maximise_likelihood`.
+        start: As in `Likelihood.maximize`.
+        tolerance: As in `Likelihood.maximize`.
+        max_steps: As in `Likelihood.maximize`.
 
     Raises:
         ValueError: If not exactly one of `source` and `concentration` is given, a concentration is below 1,
-            or as `maximise_likelihood`.
+            or as `Likelihood.maximize`.
 
     Example:
-        >>> log_ratios = torch.tensor([[0.0, -9.0, -9.0]] * 8)
-        >>> [round(p, 3) for p in maximise_posterior(log_ratios, concentration=[2.0]).prior.probs.tolist()]
-        [0.818, 0.091, 0.091]
-        >>> solution = maximise_posterior(log_ratios, [0.5, 0.3, 0.2])
-        >>> [round(p, 3) for p in solution.prior.probs.tolist()]
-        [0.926, 0.037, 0.037]
+        >>> import numpy as np
+        >>> likelihood = Likelihood(np.array([[0.0, -9.0, -9.0]] * 8))
+        >>> maximize_posterior(likelihood, concentration=2.0).prior.probs.round(3)
+        array([0.818, 0.091, 0.091])
+        >>> maximize_posterior(likelihood, [0.5, 0.3, 0.2]).prior.probs.round(3)
+        array([0.926, 0.037, 0.037])
 
     References:
         Ye et al., *Label Shift Estimation for Class-Imbalance Problem: A Bayesian Approach*, WACV 2024, and
@@ -78,39 +74,25 @@ def maximise_posterior(
     """
     if (source is None) == (concentration is None):
         raise ValueError("Expected either `source` or `concentration`, but got both or neither.")
-    num_samples, num_classes = log_ratios.shape
+    num_classes = likelihood.num_classes
     if concentration is not None:
-        alpha = torch.as_tensor(concentration, dtype=torch.float64).detach().cpu()
-        if alpha.numel() not in (1, num_classes):
-            raise ValueError(
-                f"Expected `concentration` to be one number or one per class, ({num_classes},), "
-                f"but got shape {tuple(alpha.shape)}."
-            )
-        if not (alpha.isfinite().all() and (alpha >= 1).all()):
-            raise ValueError(
-                f"Expected `concentration` to be finite and at least 1, but got {alpha.min().item():g}."
-            )
-        pseudo_counts = (alpha - 1).flatten().expand(num_classes)
-    elif source is not None:
-        prior = as_prior(source, "source", num_classes).require_positive("source")
-        first = maximise_likelihood(
-            log_ratios, weights=weights, start=start, tolerance=1e-6, max_steps=max_steps
-        )
+        pseudo_counts = _read_concentration(concentration, likelihood) - 1
+    else:
+        assert source is not None
+        prior = as_prior(source, "source", num_classes, names=likelihood.names).require_positive("source")
+        first = likelihood.maximize(start=start, tolerance=1e-6, max_steps=max_steps)
         lam = adaptive_weight(first.prior, prior)
-        total = num_samples if weights is None else as_weights(weights, num_samples).sum().item()
-        pseudo_counts = torch.full((num_classes,), (1 - lam) / lam * total / num_classes, dtype=torch.float64)
-    return maximise(
-        Mixture(log_ratios, weights, pseudo_counts), start=start, tolerance=tolerance, max_steps=max_steps
-    )
+        pseudo_counts = np.full(num_classes, (1 - lam) / lam * likelihood.total_weight / num_classes)
+    posterior = likelihood.with_pseudo_counts(pseudo_counts)
+    return posterior.maximize(start=start, tolerance=tolerance, max_steps=max_steps)
 
 
 def empirical_bayes(
-    log_ratios: Float[Tensor, "samples classes"],
+    likelihood: Likelihood,
     source: Prior | ArrayLike,
     *,
     likeliest: LikelihoodSolution | None = None,
     effective_sample_size: float | None = None,
-    weights: ArrayLike | None = None,
     tolerance: float = 1e-8,
     max_steps: int = 1000,
 ) -> LikelihoodSolution:
@@ -120,62 +102,58 @@ def empirical_bayes(
       \int p(\tilde n \mid t)\, \mathrm{Dir}(t;\, 1 + \lambda q)\, dt, \qquad
       \tilde n = N_\text{eff}\, \hat t_\text{ML}$$
 
-    Near the source mix the estimate of highest likelihood mostly reports its own sampling noise. The
+    Near the source prior the estimate of highest likelihood mostly reports its own sampling noise. The
     Dirichlet prior has its mode at the source prior $q$; at $\lambda = 0$ it is flat, and the estimate is
-    that of `maximise_likelihood`, exactly; with $\lambda$ it is drawn to $q$ as by $\lambda$ labelled samples
-    of that mix. $\lambda$ is the one of highest marginal likelihood of the estimate taken for counts of
+    that of `Likelihood.maximize`, exactly; with $\lambda$ it is drawn to $q$ as by $\lambda$ labelled samples
+    of that prior. $\lambda$ is the one of highest marginal likelihood of the estimate taken for counts of
     labels, of which the sample is worth $N_\text{eff}$ (`identifiability`). So a clear shift leaves the
-    estimate alone, and where nothing speaks of a shift it is nearly the source. What is drawn to $q$ is the
-    whole mix: where one class has moved and the others have not, these are drawn no more than it is.
+    estimate alone, and without evidence of a shift it is nearly the source. All classes are drawn to $q$
+    alike: where one class has moved and the others have not, these are drawn no more than it is.
 
     Args:
-        log_ratios: $f(x_i)[y] - \log q_y$, `[N, C]`, as in `maximise_likelihood`.
-        source: The mix to draw to, $q$, `[C]`, strictly positive: the carried prior.
-        likeliest: What `maximise_likelihood` gave for the same ratios, if it is known already.
+        likelihood: The likelihood without pseudo-counts; its weights are counts.
+        source: The prior to draw to, $q$, `[C]`, strictly positive: the carried prior.
+        likeliest: The result of `likelihood.maximize`, if it is known already.
         effective_sample_size: $N_\text{eff}$, if `identifiability` of the likeliest prior is known already.
-        weights: As in `maximise_posterior`.
-        tolerance: As in `maximise_likelihood`.
-        max_steps: As in `maximise_likelihood`.
+        tolerance: As in `Likelihood.maximize`.
+        max_steps: As in `Likelihood.maximize`.
 
     Raises:
-        ValueError: As `maximise_likelihood`.
+        ValueError: If `source` is not positive or of other classes, or as `Likelihood.maximize`.
 
     Example:
-        >>> near, far = (torch.tensor([[0.9, 0.1]] * n + [[0.1, 0.9]] * (40 - n)) for n in (21, 35))
-        >>> found = [empirical_bayes(ratios.log(), [0.5, 0.5]).prior.probs[0] for ratios in (near, far)]
-        >>> [round(share.item(), 3) for share in found]
-        [0.5, 0.969]
+        >>> import numpy as np
+        >>> near, far = (np.log([[0.9, 0.1]] * n + [[0.1, 0.9]] * (40 - n)) for n in (21, 35))
+        >>> for ratios in (near, far):
+        ...     print(empirical_bayes(Likelihood(ratios), [0.5, 0.5]).prior.probs.round(3))
+        [0.5 0.5]
+        [0.969 0.031]
 
     References:
         Robbins, *An empirical Bayes approach to statistics*, 1956, for the idea; the Dirichlet-multinomial
         marginal likelihood as in Minka, *Estimating a Dirichlet distribution*, 2000. Its use here is ours.
     """
-    prior = as_prior(source, "source", log_ratios.shape[1]).require_positive("source")
+    prior = as_prior(source, "source", likelihood.num_classes, names=likelihood.names).require_positive(
+        "source"
+    )
     if likeliest is None:
-        likeliest = maximise_likelihood(log_ratios, weights=weights, tolerance=tolerance, max_steps=max_steps)
+        likeliest = likelihood.maximize(tolerance=tolerance, max_steps=max_steps)
     if effective_sample_size is None:
-        effective_sample_size = identifiability(
-            log_ratios, likeliest.prior, weights=weights
-        ).effective_sample_size
+        effective_sample_size = identifiability(likelihood, likeliest.prior).effective_sample_size
     counts = effective_sample_size * likeliest.prior.probs
     concentrations = 1 + _STRENGTHS[:, None] * prior.probs
-    total = concentrations.sum(dim=1)
-    evidence = total.lgamma() - (total + counts.sum()).lgamma()
-    evidence += ((concentrations + counts).lgamma() - concentrations.lgamma()).sum(dim=1)
+    total = concentrations.sum(axis=1)
+    evidence = gammaln(total) - gammaln(total + counts.sum())
+    evidence += (gammaln(concentrations + counts) - gammaln(concentrations)).sum(axis=1)
     best = int(evidence.argmax())
     if best == 0:
         return likeliest
-    return maximise_posterior(
-        log_ratios,
-        concentration=concentrations[best],
-        weights=weights,
-        tolerance=tolerance,
-        max_steps=max_steps,
-    )
+    posterior = likelihood.with_pseudo_counts(_STRENGTHS[best] * prior.probs)
+    return posterior.maximize(tolerance=tolerance, max_steps=max_steps)
 
 
 def adaptive_weight(estimate: Prior, source: Prior) -> float:
-    r"""The weight $\lambda$ of the sample in MAPLS, between 0 and 1: see `maximise_posterior`.
+    r"""The weight $\lambda$ of the sample in MAPLS, between 0 and 1: see `maximize_posterior`.
 
     Args:
         estimate: The maximum-likelihood estimate $\hat t$.
@@ -188,12 +166,31 @@ def adaptive_weight(estimate: Prior, source: Prior) -> float:
     uniform = Prior.uniform(source.num_classes)
     imbalance = _divergence(source, uniform)
     moved, left = _divergence(estimate, uniform), _divergence(estimate, source)
-    # Where everything is uniform, the sample says what the prior says.
+    # Where everything is uniform, sample and prior agree.
     sample = 4 * moved / (imbalance + 4 * moved) if imbalance + moved > 0 else 1.0
     near = imbalance / (imbalance + 4 * left) if imbalance + left > 0 else 1.0
     return 0.9 * sample + 0.1 * near
 
 
 def _divergence(first: Prior, second: Prior) -> float:
-    terms = torch.special.xlogy(first.probs, first.probs) - first.probs * second.log_probs
+    terms = xlogy(first.probs, first.probs) - first.probs * second.log_probs
     return max(0.0, float(terms.sum()))
+
+
+def _read_concentration(values: ArrayLike, likelihood: Likelihood) -> Float[np.ndarray, " classes"]:
+    num_classes = likelihood.num_classes
+    if np.ndim(values) == 0 and not isinstance(values, Mapping):
+        values = [values]
+    single = not isinstance(values, Mapping) and len(values) == 1
+    if single:
+        alpha = np.full(num_classes, read_array(values, "concentration").item(), dtype=np.float64)
+    else:
+        alpha, _ = read_per_class(values, "concentration", names=likelihood.names)
+    if len(alpha) != num_classes:
+        raise ValueError(
+            f"Expected `concentration` to be one number or one per class, ({num_classes},), "
+            f"but got shape {alpha.shape}."
+        )
+    if not (np.isfinite(alpha) & (alpha >= 1)).all():
+        raise ValueError(f"Expected `concentration` to be finite and at least 1, but got {alpha.min():g}.")
+    return alpha

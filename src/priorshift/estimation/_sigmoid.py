@@ -1,28 +1,25 @@
 """How often each label of a binary or multi-label model is positive where the model is used."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, TypeAlias, final
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
-from priorshift.adjustment._adjust import require_floating
-from priorshift.priors import ArrayLike
+from priorshift._blocks import for_blocks
+from priorshift._inputs import ArrayLike, read_rows, require_between
+from priorshift._kinds import floating
+from priorshift.adjustment._sigmoid import read_rates
+from priorshift.estimation._roots import find_roots
 
-_Rows: TypeAlias = Float[Tensor, "labels samples"]
-_Rates: TypeAlias = Float[Tensor, " labels"]
-
-_TOLERANCE = 1e-12
-"""Size of the Newton step after which a root is taken as found; what it leaves is smaller by far."""
 _ROUNDING = 1e-6
-"""How far from 1 a likelihood ratio may be that says nothing: float32 logits are off by this much."""
-_BLOCK = 2**21
-"""Logits that are worked on at once, in float64."""
+"""Distance from 1 within which a likelihood ratio is uninformative: float32 logits are off by this much."""
+_GROUP = 8
+"""Likelihoods that are multiplied before a logarithm is taken, which costs as much as twenty products."""
+_SMALLEST = 1e-290
+"""Products below this have lost digits."""
 
 
 @final
@@ -32,25 +29,20 @@ class RateEstimate:
 
     Attributes:
         rates: The maximum-likelihood rates, float64, `[L]`; the `target` of `adjust_sigmoid`.
-        lower: Where the interval of each label begins, `[L]`.
-        upper: Where it ends, `[L]`. From 0 to 1: these logits say nothing about the label.
+        lower: Lower end of the interval of each label, `[L]`.
+        upper: Upper end, `[L]`. An interval from 0 to 1 means that these logits carry no information.
         level: The confidence level of each interval by itself, not of all of them together.
         converged: Whether the search for each rate ended within its tolerance, `[L]`.
     """
 
-    rates: Float[Tensor, "*labels"]
-    lower: Float[Tensor, "*labels"]
-    upper: Float[Tensor, "*labels"]
+    rates: Float[np.ndarray, "*labels"] | np.float64
+    lower: Float[np.ndarray, "*labels"] | np.float64
+    upper: Float[np.ndarray, "*labels"] | np.float64
     level: float
-    converged: Bool[Tensor, "*labels"]
+    converged: Bool[np.ndarray, "*labels"] | np.bool_
 
 
-def estimate_rates(
-    logits: Float[Tensor, "samples *labels"] | Float[np.ndarray, "samples *labels"],
-    *,
-    carried: float | ArrayLike,
-    level: float = 0.9,
-) -> RateEstimate:
+def estimate_rates(logits: ArrayLike, *, carried: float | ArrayLike, level: float = 0.9) -> RateEstimate:
     r"""The positive rate of every label, from unlabelled sigmoid logits, by maximum likelihood.
 
     $$\hat t = \arg\max_{0 \le t \le 1} L(t), \qquad
@@ -65,23 +57,24 @@ def estimate_rates(
     and is no point at the boundary. At 90% it covers the true rate in 90% of cases, in 94% to 99% where that
     rate is 0 or 1, and in 85% to 97% where about two to five samples are expected to be positive.
 
-    **At test time** pass `.rates` to `adjust_sigmoid` as its `target`. Samples that say nothing ($\rho = 1$
-    for all, up to rounding) leave a label at its carried rate, with the interval $[0, 1]$.
+    **At test time** pass `.rates` to `adjust_sigmoid` as its `target`. Uninformative samples ($\rho = 1$ for
+    all, up to rounding) leave a label at its carried rate, with the interval $[0, 1]$.
 
     Args:
-        logits: Log-odds of unlabelled samples, `[N]` or `[N, L]`, a torch tensor or a NumPy array (a memory
-            map will do). They are read in blocks of labels, a single label of all samples at the least.
+        logits: Log-odds of unlabelled samples, `[N]` or `[N, L]`: an array (a memory map will do), or a
+            table, whose columns name the labels. They are read in blocks of labels.
         carried: The rate $q$ of positives that the logits carry, between 0 and 1 and neither of them, one
-            number or one per label, `[L]`.
+            number or one per label, `[L]`; rates given by name are matched to the names of the columns.
         level: Confidence level of each interval, between 0 and 1 and neither of them.
 
     Raises:
-        TypeError: If `logits` is no floating-point tensor or array, or `carried` is no number.
+        TypeError: If `logits` are no floating-point numbers, or `carried` is no number.
         ValueError: If `logits` hold NaN or no sample, `carried` or `level` is out of range, or there is not
             one rate, or one per label.
 
     Example:
-        >>> logits = torch.tensor([4.0, -3.0, -5.0, -4.0, 0.5, -6.0, -3.5, 5.0])
+        >>> import numpy as np
+        >>> logits = np.array([4.0, -3.0, -5.0, -4.0, 0.5, -6.0, -3.5, 5.0])
         >>> estimate = estimate_rates(logits, carried=0.5)
         >>> [round(float(rate), 3) for rate in (estimate.lower, estimate.rates, estimate.upper)]
         [0.073, 0.3, 0.619]
@@ -91,132 +84,115 @@ def estimate_rates(
         Neural Computation 14(1), 2002, with two classes. The interval: Wilks, Annals of Mathematical
         Statistics 9(1), 1938.
     """
-    _check_logits(logits)
-    if not 0 < level < 1:
-        raise ValueError(f"Expected `level` above 0 and below 1, but got {level}.")
-    shape = tuple(logits.shape[1:])
-    columns = logits if shape else logits[:, None]
+    names, scores = read_rows(logits, "logits")
+    scores = floating(scores, "logits")
+    if scores.ndim not in (1, 2) or 0 in scores.shape:
+        raise ValueError(
+            "Expected `logits` of shape [N] or [N, L] with at least one sample and one label, "
+            f"but got shape {scores.shape}."
+        )
+    require_between("level", level, 0, 1)
+    shape = scores.shape[1:]
+    columns = scores if shape else scores[:, None]
     num_samples, num_labels = columns.shape
-    source = _read_carried(carried, shape).expand(num_labels)
+    source = np.broadcast_to(read_rates(carried, 0.5, shape[0] if shape else None, names)[0], num_labels)
     drop = NormalDist().inv_cdf((1 + level) / 2) ** 2 / (2 * num_samples)
 
-    width = max(1, _BLOCK // num_samples)
-    blocks = [
-        _estimate(_read_block(columns, start, start + width), source[start : start + width], drop)
-        for start in range(0, num_labels, width)
-    ]
-    rates, lower, upper, converged = (torch.cat(parts).reshape(shape) for parts in zip(*blocks, strict=True))
+    def work(part: slice) -> tuple[npt.NDArray[np.float64], ...]:
+        log_odds = np.array(columns[:, part].T, dtype=np.float64, order="C")
+        if (wrong := np.isnan(log_odds.max(axis=1))).any():
+            label = part.start + int(np.flatnonzero(wrong)[0])
+            raise ValueError(f"Expected `logits` without NaN, but got NaN for label {label}.")
+        return _estimate(log_odds, source[part], drop)
+
+    blocks = for_blocks(work, num_labels, num_samples)
+    rates, lower, upper, converged = (
+        np.concatenate(parts).reshape(shape)[()] for parts in zip(*blocks, strict=True)
+    )
     return RateEstimate(rates, lower, upper, level, converged)
 
 
 def _estimate(
-    log_odds: _Rows, carried: _Rates, drop: float
-) -> tuple[_Rates, _Rates, _Rates, Bool[Tensor, " labels"]]:
-    """Rates, ends of their intervals, and whether the rates converged."""
-    log_ratios = log_odds - (carried.log() - (-carried).log1p())[:, None]
+    log_ratios: Float[np.ndarray, "labels samples"], carried: Float[np.ndarray, " labels"], drop: float
+) -> tuple[
+    Float[np.ndarray, " labels"],
+    Float[np.ndarray, " labels"],
+    Float[np.ndarray, " labels"],
+    Bool[np.ndarray, " labels"],
+]:
+    """Rates, ends of their intervals, and whether the rates converged. Overwrites the log-odds."""
+    num_samples = log_ratios.shape[1]
+    ones = np.ones(num_samples)
+    log_ratios -= (np.log(carried) - np.log1p(-carried))[:, None]
     # Both likelihoods of a sample, the larger of them scaled to 1: neither overflows, nor does their mixture.
-    negative = (-log_ratios.clamp(min=0)).exp_()
-    positive = log_ratios.clamp(max=0).exp_()
-    difference = positive - negative
+    rarer = np.abs(log_ratios)
+    np.negative(rarer, out=rarer)
+    np.exp(rarer, out=rarer)
+    favors = log_ratios > 0
+    negative, positive = np.where(favors, rarer, 1.0), np.where(favors, 1.0, rarer)
+    difference = np.subtract(positive, negative, out=log_ratios)
+    scratch, other = rarer, np.empty_like(rarer)
 
-    def mixture(rates: _Rates) -> _Rows:
-        return torch.lerp(negative, positive, rates[:, None])
+    def mixture(rates: Float[np.ndarray, " labels"]) -> Float[np.ndarray, "labels samples"]:
+        np.multiply(negative, 1 - rates[:, None], out=scratch)
+        np.multiply(positive, rates[:, None], out=other)
+        return np.asarray(np.add(scratch, other, out=scratch))
 
-    def slope(rates: _Rates) -> _Rates:
-        return (difference / mixture(rates)).mean(dim=1)
+    def scores(rates: Float[np.ndarray, " labels"]) -> Float[np.ndarray, "labels samples"]:
+        return np.asarray(np.divide(difference, mixture(rates), out=scratch))
 
-    def ascent(rates: _Rates) -> tuple[_Rates, _Rates]:
+    def ascent(
+        rates: Float[np.ndarray, " labels"],
+    ) -> tuple[Float[np.ndarray, " labels"], Float[np.ndarray, " labels"]]:
         """How far one EM step moves the rates, t(1 - t)L'(t), and the derivative of that."""
-        scores = difference / mixture(rates)
-        slope, spread = scores.mean(dim=1), rates * (1 - rates)
-        return spread * slope, (1 - 2 * rates) * slope - spread * scores.square_().mean(dim=1)
+        found = scores(rates)
+        slope, spread = found @ ones / num_samples, rates * (1 - rates)
+        squares = np.einsum("ij,ij->i", found, found) / num_samples
+        return spread * slope, (1 - 2 * rates) * slope - spread * squares
 
-    def excess(rates: _Rates) -> tuple[_Rates, _Rates]:
+    def excess(
+        rates: Float[np.ndarray, " labels"],
+    ) -> tuple[Float[np.ndarray, " labels"], Float[np.ndarray, " labels"]]:
         """By how much the likelihood falls below the lowest that the interval allows, and its derivative."""
         mixed = mixture(rates)
-        slope = (difference / mixed).mean(dim=1)
-        return lowest - mixed.log_().mean(dim=1), -slope
+        value = lowest - _mean_log(mixed)
+        return value, -(np.divide(difference, mixed, out=scratch) @ ones) / num_samples
 
-    def shortfall(rates: _Rates) -> tuple[_Rates, _Rates]:
+    def shortfall(
+        rates: Float[np.ndarray, " labels"],
+    ) -> tuple[Float[np.ndarray, " labels"], Float[np.ndarray, " labels"]]:
         value, derivative = excess(rates)
         return -value, -derivative
 
-    zero, one = torch.zeros_like(carried), torch.ones_like(carried)
-    rises, falls = slope(zero) > 0, slope(one) < 0
-    flat = difference.abs().amax(dim=1) <= _ROUNDING
-    low = torch.where(flat, carried, torch.where(falls, zero, one))
-    high = torch.where(flat, carried, torch.where(rises, one, zero))
-    rates, converged = _root(ascent, low, high, log_odds.sigmoid().mean(dim=1))
+    zero, one = np.zeros(len(carried)), np.ones(len(carried))
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        rises, falls = scores(zero) @ ones > 0, scores(one) @ ones < 0
+        flat = np.abs(difference).max(axis=1) <= _ROUNDING
+        low = np.where(flat, carried, np.where(falls, zero, one))
+        high = np.where(flat, carried, np.where(rises, one, zero))
+        # One EM step from the carried rates.
+        guess = carried + carried * (1 - carried) * (scores(carried) @ ones) / num_samples
+        rates, converged = find_roots(ascent, low, high, guess)
 
-    lowest = mixture(rates).log_().mean(dim=1) - drop
-    curvature = (difference / mixture(rates)).square_().mean(dim=1)
-    reach = (2 * drop / curvature).sqrt()
-    lower_end = torch.where(excess(zero)[0] > 0, rates, zero)
-    lower, _ = _root(excess, zero, lower_end, rates - reach)
-    upper_end = torch.where(excess(one)[0] > 0, rates, one)
-    upper, _ = _root(shortfall, upper_end, one, rates + reach)
+        lowest = _mean_log(mixture(rates)) - drop
+        found = scores(rates)
+        reach = np.sqrt(2 * drop * num_samples / np.einsum("ij,ij->i", found, found))
+        lower_end = np.where(excess(zero)[0] > 0, rates, zero)
+        lower, _ = find_roots(excess, zero, lower_end, rates - reach)
+        upper_end = np.where(excess(one)[0] > 0, rates, one)
+        upper, _ = find_roots(shortfall, upper_end, one, rates + reach)
     return rates, lower, upper, converged
 
 
-def _root(
-    function: Callable[[_Rates], tuple[_Rates, _Rates]], low: _Rates, high: _Rates, guess: _Rates
-) -> tuple[_Rates, Bool[Tensor, " labels"]]:
-    """Where functions that go from positive to negative between two ends are zero, and whether it was found.
-
-    Newton steps; a bisection instead where one would leave the bracket or not halve the step before it.
-    """
-    middle = (low + high) / 2
-    point = guess.where((low < guess) & (guess < high), middle)
-    step = high - low
-    for _ in range(100):
-        value, derivative = function(point)
-        low, high = low.where(value <= 0, point), high.where(value > 0, point)
-        newton = point - value / derivative
-        safe = (low <= newton) & (newton <= high) & ((newton - point).abs() <= step / 2)
-        following = newton.where(safe, (low + high) / 2)
-        step = (following - point).abs()
-        point = following
-        if (step <= _TOLERANCE).all():
-            break
-    return point, step <= _TOLERANCE
-
-
-def _read_block(logits: Tensor | npt.NDArray[Any], start: int, stop: int) -> _Rows:
-    part = logits[:, start:stop]
-    rows = part.detach().cpu() if isinstance(part, Tensor) else torch.from_numpy(np.array(part))
-    log_odds = rows.T.to(torch.float64).contiguous()
-    wrong = log_odds.isnan().any(dim=1)
-    if wrong.any():
-        raise ValueError(
-            f"Expected `logits` without NaN, but got NaN for label {start + int(wrong.nonzero()[0])}."
-        )
-    return log_odds
-
-
-def _check_logits(logits: Tensor | npt.NDArray[Any]) -> None:
-    require_floating(logits)
-    if logits.ndim not in (1, 2) or 0 in logits.shape:
-        raise ValueError(
-            "Expected `logits` of shape [N] or [N, L] with at least one sample and one label, "
-            f"but got shape {tuple(logits.shape)}."
-        )
-
-
-def _read_carried(values: float | ArrayLike, shape: tuple[int, ...]) -> Float[Tensor, "*labels"]:
-    try:
-        given = values.detach().cpu() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
-        rates = given.to(torch.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"Expected `carried` to be one number or one per label, but got {values!r}."
-        ) from error
-    if rates.ndim and rates.shape != shape:
-        expected = f"one number or one per label, {shape[0]}" if shape else "one number"
-        raise ValueError(f"Expected `carried` to be {expected}, but got shape {tuple(rates.shape)}.")
-    wrong = ~((rates > 0) & (rates < 1))
-    if wrong.any():
-        where = f" for label {int(wrong.nonzero()[0])}" if rates.ndim else ""
-        raise ValueError(
-            f"Expected `carried` above 0 and below 1, but got {rates[wrong][0].item():g}{where}."
-        )
-    return rates
+def _mean_log(likelihoods: Float[np.ndarray, "labels samples"]) -> Float[np.ndarray, " labels"]:
+    """The mean logarithm of likelihoods of at most 1, over samples."""
+    num_samples = likelihoods.shape[1]
+    width = num_samples // _GROUP
+    products = likelihoods[:, :width].copy()
+    for place in range(1, _GROUP):
+        products *= likelihoods[:, place * width : (place + 1) * width]
+    if not (products >= _SMALLEST).all():
+        return np.asarray(np.log(likelihoods).sum(axis=1) / num_samples)
+    rest = likelihoods[:, _GROUP * width :]
+    total = np.log(products, out=products).sum(axis=1) + np.log(rest).sum(axis=1)
+    return np.asarray(total / num_samples)

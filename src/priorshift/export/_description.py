@@ -16,7 +16,7 @@ class Description:
 
     Args:
         class_names: One name per class.
-        carried: The prior that its logits carry, `[C]`.
+        carried: The prior that its logits carry, `[C]`; it gets the names of the classes.
         carried_by: Whether that holds by "theory" or only by "convention".
         train_counts: Number of training samples of each class, whose shares are the source prior.
         input_shape: Of one input: channels, height and width of an image, or the number of features.
@@ -44,6 +44,7 @@ class Description:
                     f"Expected `{name}` with one entry per class, {self.num_classes}, "
                     f"but got {len(getattr(self, name))}."
                 )
+        object.__setattr__(self, "carried", self.carried.named(self.class_names))
 
     @property
     def num_classes(self) -> int:
@@ -53,7 +54,7 @@ class Description:
     @property
     def source(self) -> Prior:
         """The class mix of the training data."""
-        return Prior.from_counts(self.train_counts)
+        return Prior.from_counts(self.train_counts, names=self.class_names)
 
     @property
     def input_name(self) -> str:

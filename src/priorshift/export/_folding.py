@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from priorshift._inputs import ArrayLike
 from priorshift.adjustment import Scaling
 from priorshift.export._scorer import Scorer
 from priorshift.models import Classifier
@@ -16,7 +18,7 @@ from priorshift.models.heads import (
     PriorNormHead,
     TauNormHead,
 )
-from priorshift.priors import ArrayLike, Prior, as_prior
+from priorshift.priors import Prior, as_prior
 
 
 def fold(scorer: Scorer, target: Prior | ArrayLike) -> Scorer:
@@ -53,12 +55,12 @@ def fold(scorer: Scorer, target: Prior | ArrayLike) -> Scorer:
         Hong et al., CVPR 2021, Eq. 17, of which the bias is the sum of the prior terms.
     """
     description = scorer.description
-    destination = as_prior(target, "target", description.num_classes)
+    destination = as_prior(target, "target", description.num_classes, names=description.class_names)
     carried = description.carried.require_positive("carried")
     classifier = _ending(
         scorer.classifier,
         scale=torch.ones(1, dtype=torch.float64),
-        bias=destination.log_probs - carried.log_probs,
+        bias=torch.tensor(destination.log_probs - carried.log_probs),
         centred=False,
     )
     return Scorer(classifier, replace(description, carried=destination))
@@ -75,20 +77,25 @@ def calibrate(scorer: Scorer, scaling: Scaling) -> Scorer:
         ValueError: If the calibration is of a scorer with another carried prior, or of other classes.
     """
     description = scorer.description
-    as_prior(scaling.carried, "scaling", description.num_classes)
-    moved_from = scaling.moved_from
-    if moved_from is not None and moved_from != description.carried:
+    as_prior(scaling.carried, "scaling", description.num_classes, names=description.class_names)
+    source = scaling.source
+    if source is not None and not source.matches(description.carried):
         raise ValueError(
             f"Expected `scaling` of a scorer whose logits carry {description.carried}, "
-            f"but got one for {moved_from}."
+            f"but got one for {source}."
         )
-    bias = torch.zeros(description.num_classes, dtype=torch.float64) if scaling.bias is None else scaling.bias
-    if moved_from is not None:
-        removed = moved_from.log_probs
+    bias = np.zeros(description.num_classes) if scaling.bias is None else scaling.bias
+    if source is not None:
+        removed = source.log_probs
         if len(scaling.scale) > 1:
             removed = removed - removed.mean()
         bias = bias + scaling.carried.log_probs - scaling.scale * removed
-    classifier = _ending(scorer.classifier, scale=scaling.scale, bias=bias, centred=len(scaling.scale) > 1)
+    classifier = _ending(
+        scorer.classifier,
+        scale=torch.tensor(scaling.scale),
+        bias=torch.tensor(bias),
+        centred=len(scaling.scale) > 1,
+    )
     facts = {**description.facts, "calibration": scaling.method}
     return Scorer(classifier, replace(description, carried=scaling.carried, facts=facts))
 

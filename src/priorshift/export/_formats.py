@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,8 +12,9 @@ from torch.overrides import TorchFunctionMode
 
 import priorshift
 from priorshift._files import written_whole
+from priorshift._inputs import ArrayLike
 from priorshift.export._scorer import Scorer
-from priorshift.priors import ArrayLike, Prior, as_prior
+from priorshift.priors import Prior, as_prior
 
 METADATA_KEY = "priorshift"
 """Under which ONNX keeps the description as JSON; in a `.pt2` it is the extra file `priorshift.json`."""
@@ -72,7 +74,7 @@ def export_onnx(
     assert converted is not None
     model: Any = converted.model_proto
     if prior_input:
-        values = default.log_probs.float().numpy()
+        values = default.log_probs.astype(np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(values, PRIOR_INPUT))
     model.producer_name, model.producer_version = "priorshift", priorshift.__version__
     onnx.helper.set_model_props(model, {METADATA_KEY: _metadata(scorer, default)})
@@ -109,7 +111,7 @@ class _Served(nn.Module):
     def __init__(self, scorer: Scorer) -> None:
         super().__init__()
         self.scorer = scorer
-        self.register_buffer("log_carried", scorer.description.carried.log_probs.float())
+        self.register_buffer("log_carried", torch.tensor(scorer.description.carried.log_probs).float())
 
     def forward(
         self,
@@ -138,7 +140,9 @@ def _default_target(scorer: Scorer, target: Prior | ArrayLike | None, prior_inpu
         carried.require_positive("carried")
     elif target is not None:
         raise ValueError("Expected no `target` without `prior_input`: `fold` the scorer to it first.")
-    return carried if target is None else as_prior(target, "target", carried.num_classes)
+    if target is None:
+        return carried
+    return as_prior(target, "target", carried.num_classes, names=scorer.description.class_names)
 
 
 def _input_names(scorer: Scorer, prior_input: bool) -> list[str]:

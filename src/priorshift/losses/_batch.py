@@ -41,6 +41,10 @@ def check_shapes(
             f"Expected `labels` of shape {tuple(logits.shape[:1] + logits.shape[2:])}, one for each row of "
             f"logits {tuple(logits.shape)}, but got {tuple(labels.shape)}."
         )
+    if per_class is not None and not isinstance(per_class, Tensor):
+        raise TypeError(
+            f"Expected `{argument}` to be a tensor, but got {type(per_class).__name__}: use `torch.tensor`."
+        )
     if per_class is not None and per_class.shape != logits.shape[1:2]:
         raise ValueError(
             f"Expected `{argument}` with one entry per class, {tuple(logits.shape[1:2])}, "

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from priorshift._inputs import ArrayLike
 from priorshift.losses._batch import (
     REDUCTIONS,
     Reduction,
@@ -21,7 +22,7 @@ from priorshift.losses._focal import focal_of_log_odds
 from priorshift.losses._group import ProcessGroup
 from priorshift.losses._settings import non_negative, one_of, positive, share
 from priorshift.losses._source import SourcePrior
-from priorshift.priors import ArrayLike, Prior
+from priorshift.priors import Prior
 
 
 def class_balanced_weights(counts: ArrayLike, beta: float) -> Float[Tensor, " classes"]:
@@ -50,7 +51,9 @@ def class_balanced_weights(counts: ArrayLike, beta: float) -> Float[Tensor, " cl
         Cui et al., *Class-Balanced Loss Based on Effective Number of Samples*, CVPR 2019, Section 4.
     """
     tallies = Prior.from_counts(counts)
-    return log_class_balanced_weights(tallies.log_probs, num_samples_of(tallies, None), beta).exp()
+    return log_class_balanced_weights(
+        torch.tensor(tallies.log_probs), num_samples_of(tallies, None), beta
+    ).exp()
 
 
 def class_balanced_cross_entropy(
@@ -122,7 +125,7 @@ class ClassBalancedLoss(nn.Module):
 
     Example:
         >>> ClassBalancedLoss(Prior.from_counts([900, 100]), beta=0.99).carried_prior
-        Prior([0.8509, 0.1491], num_classes=2)
+        Prior([0.8509, 0.1491])
     """
 
     carried_by: Literal["theory"] = "theory"
@@ -148,10 +151,11 @@ class ClassBalancedLoss(nn.Module):
     def carried_prior(self) -> Prior:
         r"""The prior $\propto \pi\alpha$."""
         source = self.source.prior
+        log_prior = torch.tensor(source.log_probs)
         log_weights = log_class_balanced_weights(
-            source.log_probs, num_samples_of(source, self.num_samples), self.beta
+            log_prior, num_samples_of(source, self.num_samples), self.beta
         )
-        return Prior(torch.softmax(source.log_probs + log_weights, dim=0))
+        return Prior(torch.softmax(log_prior + log_weights, dim=0), names=source.names)
 
     def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `class_balanced_cross_entropy`."""
@@ -253,7 +257,7 @@ class ClassBalancedFocalLoss(nn.Module):
     Example:
         >>> loss = ClassBalancedFocalLoss(Prior.from_counts([900, 100]))
         >>> loss.carried_prior, loss.carried_by
-        (Prior([0.5, 0.5], num_classes=2), 'convention')
+        (Prior([0.5, 0.5]), 'convention')
     """
 
     carried_by: Literal["convention"] = "convention"
@@ -280,7 +284,7 @@ class ClassBalancedFocalLoss(nn.Module):
     @property
     def carried_prior(self) -> Prior:
         """The uniform prior."""
-        return Prior.uniform(self.source.prior.num_classes)
+        return self.source.prior.tempered(0)
 
     def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `class_balanced_focal_loss`."""
@@ -316,7 +320,7 @@ def log_class_balanced_weights(
     return log_weights - log_weights.logsumexp(0) + math.log(len(log_weights))
 
 
-def num_samples_of(source: Prior, given: float | None) -> float | Tensor:
+def num_samples_of(source: Prior, given: float | None) -> float:
     """The number of training samples: as given, else from the counts of the source.
 
     Raises:
@@ -328,5 +332,5 @@ def num_samples_of(source: Prior, given: float | None) -> float | Tensor:
                 "Expected `source` with counts, as `Prior.from_counts` gives it, or `num_samples`, "
                 "but got a prior without counts and None."
             )
-        return source.counts.sum()
+        return int(source.counts.sum())
     return positive("num_samples", given)

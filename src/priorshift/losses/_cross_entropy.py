@@ -5,6 +5,7 @@ from typing import Literal
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from priorshift._inputs import ArrayLike
 from priorshift.losses._batch import (
     REDUCTIONS,
     Reduction,
@@ -16,7 +17,7 @@ from priorshift.losses._batch import (
 from priorshift.losses._group import ProcessGroup
 from priorshift.losses._settings import one_of, share
 from priorshift.losses._source import SourcePrior
-from priorshift.priors import ArrayLike, Prior
+from priorshift.priors import Prior
 
 
 def cross_entropy(
@@ -77,7 +78,7 @@ class CrossEntropyLoss(nn.Module):
 
     Example:
         >>> CrossEntropyLoss([0.9, 0.1]).carried_prior
-        Prior([0.9, 0.1], num_classes=2)
+        Prior([0.9, 0.1])
     """
 
     def __init__(

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from priorshift._inputs import ArrayLike
 from priorshift.losses._batch import (
     REDUCTIONS,
     Reduction,
@@ -20,7 +21,7 @@ from priorshift.losses._batch import (
 from priorshift.losses._group import ProcessGroup
 from priorshift.losses._settings import one_of, positive, share
 from priorshift.losses._source import SourcePrior
-from priorshift.priors import ArrayLike, Prior
+from priorshift.priors import Prior
 
 
 def equalised_loss(
@@ -112,7 +113,7 @@ class EqualisedLoss(nn.Module):
     Example:
         >>> loss = EqualisedLoss([0.9, 0.1], threshold=0.2)
         >>> loss.carried_prior, loss.carried_by
-        (Prior([0.5, 0.5], num_classes=2), 'convention')
+        (Prior([0.5, 0.5]), 'convention')
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class EqualisedLoss(nn.Module):
     def carried_prior(self) -> Prior:
         """The uniform prior; the source prior where nothing is ever left out."""
         source = self.source.prior
-        return source if self._is_cross_entropy() else Prior.uniform(source.num_classes)
+        return source if self._is_cross_entropy() else source.tempered(0)
 
     @property
     def carried_by(self) -> Literal["theory", "convention"]:

@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from priorshift._inputs import ArrayLike
 from priorshift.losses._batch import REDUCTIONS, Reduction, at_least_float32, check_hard, check_shapes, reduce
 from priorshift.losses._group import ProcessGroup
 from priorshift.losses._settings import non_negative, one_of
 from priorshift.losses._source import SourcePrior
-from priorshift.priors import ArrayLike, Prior
+from priorshift.priors import Prior
 
 
 def focal_loss(
@@ -90,7 +91,7 @@ class FocalLoss(nn.Module):
     Example:
         >>> loss = FocalLoss([0.9, 0.1])
         >>> loss.carried_prior, loss.carried_by
-        (Prior([0.9, 0.1], num_classes=2), 'convention')
+        (Prior([0.9, 0.1]), 'convention')
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from priorshift import kernels
+from priorshift._inputs import ArrayLike
 from priorshift.losses._batch import (
     REDUCTIONS,
     Reduction,
@@ -23,7 +24,7 @@ from priorshift.losses._batch import (
 from priorshift.losses._group import ProcessGroup, largest, summed
 from priorshift.losses._settings import non_negative, one_of
 from priorshift.losses._source import SourcePrior
-from priorshift.priors import ArrayLike, Prior
+from priorshift.priors import Prior
 
 Variant: TypeAlias = Literal["paper", "released"]
 VARIANTS = get_args(Variant)
@@ -299,7 +300,7 @@ class LADELoss(nn.Module):
 
     Example:
         >>> LADELoss([0.9, 0.1], alpha=0.1, lam=0.01).carried_prior
-        Prior([0.5, 0.5], num_classes=2)
+        Prior([0.5, 0.5])
     """
 
     def __init__(
@@ -323,7 +324,7 @@ class LADELoss(nn.Module):
     @property
     def carried_prior(self) -> Prior:
         """The uniform prior."""
-        return Prior.uniform(self.source.prior.num_classes)
+        return self.source.prior.tempered(0)
 
     @property
     def carried_by(self) -> Literal["theory", "convention"]:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from priorshift._inputs import ArrayLike
 from priorshift.losses._batch import (
     REDUCTIONS,
     Reduction,
@@ -20,7 +21,7 @@ from priorshift.losses._pairwise_margin import pairwise_margin_loss
 from priorshift.losses._settings import non_negative, one_of, positive, share
 from priorshift.losses._source import SourcePrior
 from priorshift.losses._weighted import NORMALIZATIONS, Normalization, reduce_weighted
-from priorshift.priors import ArrayLike, Prior
+from priorshift.priors import Prior
 
 
 def ldam_loss(
@@ -135,7 +136,7 @@ class LDAMLoss(nn.Module):
     Example:
         >>> loss = LDAMLoss([0.9, 0.1])
         >>> loss.carried_prior, loss.carried_by
-        (Prior([0.5, 0.5], num_classes=2), 'convention')
+        (Prior([0.5, 0.5]), 'convention')
     """
 
     def __init__(
@@ -166,10 +167,10 @@ class LDAMLoss(nn.Module):
         r"""The uniform prior; at margin 0 and scale 1 that of weighted cross-entropy, $\propto \pi\alpha$."""
         prior = self.source.prior
         if not self._is_cross_entropy:
-            return Prior.uniform(prior.num_classes)
-        log_prior = prior.log_probs
+            return prior.tempered(0)
+        log_prior = torch.tensor(prior.log_probs)
         log_weights = log_class_balanced_weights(log_prior, self._num_samples(), self.reweight_beta)
-        return Prior.from_log_probs(log_prior + log_weights)
+        return Prior.from_log_probs(log_prior + log_weights, names=prior.names)
 
     @property
     def carried_by(self) -> Literal["theory", "convention"]:
@@ -197,7 +198,7 @@ class LDAMLoss(nn.Module):
             process_group=process_group,
         )
 
-    def _num_samples(self) -> float | Tensor:
+    def _num_samples(self) -> float:
         if self.reweight_beta in (0, 1) and self.num_samples is None:
             return 1.0
         return num_samples_of(self.source.prior, self.num_samples)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from priorshift import kernels
+from priorshift._inputs import ArrayLike
 from priorshift.losses._batch import (
     REDUCTIONS,
     Reduction,
@@ -19,7 +20,7 @@ from priorshift.losses._batch import (
 from priorshift.losses._group import ProcessGroup
 from priorshift.losses._settings import finite, one_of
 from priorshift.losses._source import SourcePrior
-from priorshift.priors import ArrayLike, Prior
+from priorshift.priors import Prior
 
 
 def logit_adjusted_cross_entropy(
@@ -102,7 +103,7 @@ class LogitAdjustedLoss(nn.Module):
 
     Example:
         >>> LogitAdjustedLoss([0.9, 0.1], tau=0.5).carried_prior
-        Prior([0.75, 0.25], num_classes=2)
+        Prior([0.75, 0.25])
     """
 
     carried_by: Literal["theory"] = "theory"
@@ -154,7 +155,7 @@ class BalancedSoftmaxLoss(nn.Module):
 
     Example:
         >>> BalancedSoftmaxLoss([0.9, 0.1]).carried_prior
-        Prior([0.5, 0.5], num_classes=2)
+        Prior([0.5, 0.5])
 
     References:
         Ren et al., *Balanced Meta-Softmax for Long-Tailed Visual Recognition*, NeurIPS 2020, Eq. 4.
@@ -173,7 +174,7 @@ class BalancedSoftmaxLoss(nn.Module):
     @property
     def carried_prior(self) -> Prior:
         """The uniform prior."""
-        return Prior.uniform(self.source.prior.num_classes)
+        return self.source.prior.tempered(0)
 
     def forward(self, logits: Tensor, labels: Tensor, *, process_group: ProcessGroup | None = None) -> Tensor:
         """The loss of a batch; shapes as in `logit_adjusted_cross_entropy`."""

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from priorshift._inputs import ArrayLike
 from priorshift.losses._batch import (
     REDUCTIONS,
     Reduction,
@@ -19,7 +20,7 @@ from priorshift.losses._batch import (
 from priorshift.losses._group import ProcessGroup
 from priorshift.losses._settings import finite, non_negative, one_of
 from priorshift.losses._source import SourcePrior
-from priorshift.priors import ArrayLike, Prior, as_prior
+from priorshift.priors import Prior, as_prior
 
 
 def pairwise_margin_loss(
@@ -119,7 +120,7 @@ class PairwiseMarginLoss(nn.Module):
     Example:
         >>> loss = PairwiseMarginLoss([0.9, 0.1], tau1=0.5, tau2=0.5)
         >>> loss.carried_prior, loss.carried_by
-        (Prior([0.75, 0.25], num_classes=2), 'theory')
+        (Prior([0.75, 0.25]), 'theory')
 
     References:
         Menon et al., ICLR 2021, Section 5.3.
@@ -137,8 +138,8 @@ class PairwiseMarginLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.source = SourcePrior(source)
-        num_classes = self.source.prior.num_classes
-        alpha = None if weights is None else as_prior(weights, "weights", num_classes)
+        pi = self.source.prior
+        alpha = None if weights is None else as_prior(weights, "weights", pi.num_classes, names=pi.names)
         self.weights = None if alpha is None else SourcePrior(alpha.require_positive("weights"))
         self.tau1 = finite("tau1", tau1)
         self.tau2 = finite("tau2", tau2)
@@ -150,9 +151,11 @@ class PairwiseMarginLoss(nn.Module):
         r"""The prior $\propto \pi^{1-\tau} \alpha$ if $\tau_1 = \tau_2 = \tau$, else the uniform one."""
         source = self.source.prior
         if self.tau1 != self.tau2:
-            return Prior.uniform(source.num_classes)
+            return source.tempered(0)
         carried = source.tempered(1 - self.tau1)
-        return carried if self.weights is None else Prior(carried.probs * self.weights.prior.probs)
+        if self.weights is None:
+            return carried
+        return Prior(carried.probs * self.weights.prior.probs, names=source.names)
 
     @property
     def carried_by(self) -> Literal["theory", "convention"]:
@@ -254,7 +257,7 @@ class LogitAdjustedAdaptiveLoss(nn.Module):
     Example:
         >>> loss = LogitAdjustedAdaptiveLoss([0.9, 0.1])
         >>> loss.carried_prior, loss.carried_by
-        (Prior([0.5, 0.5], num_classes=2), 'convention')
+        (Prior([0.5, 0.5]), 'convention')
     """
 
     def __init__(
@@ -277,7 +280,7 @@ class LogitAdjustedAdaptiveLoss(nn.Module):
     def carried_prior(self) -> Prior:
         r"""The uniform prior; $\propto \pi^{1-\tau}$ if $m = 0$."""
         source = self.source.prior
-        return source.tempered(1 - self.tau) if self.margin == 0 else Prior.uniform(source.num_classes)
+        return source.tempered(1 - self.tau) if self.margin == 0 else source.tempered(0)
 
     @property
     def carried_by(self) -> Literal["theory", "convention"]:

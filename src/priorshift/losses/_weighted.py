@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from priorshift._inputs import ArrayLike
 from priorshift.losses._batch import (
     REDUCTIONS,
     Reduction,
@@ -21,7 +22,7 @@ from priorshift.losses._batch import (
 from priorshift.losses._group import ProcessGroup, summed
 from priorshift.losses._settings import one_of
 from priorshift.losses._source import SourcePrior
-from priorshift.priors import ArrayLike, Prior, as_prior
+from priorshift.priors import Prior, as_prior
 
 Normalization: TypeAlias = Literal["population", "batch"]
 NORMALIZATIONS = get_args(Normalization)
@@ -129,7 +130,7 @@ class WeightedCrossEntropyLoss(nn.Module):
 
     Example:
         >>> WeightedCrossEntropyLoss([0.8, 0.2], weights=[1.0, 2.0]).carried_prior
-        Prior([0.6667, 0.3333], num_classes=2)
+        Prior([0.6667, 0.3333])
     """
 
     def __init__(
@@ -145,10 +146,10 @@ class WeightedCrossEntropyLoss(nn.Module):
         self.source = SourcePrior(source)
         pi = self.source.prior
         if weights is None:
-            carried = Prior.uniform(pi.num_classes)
+            carried = Prior.uniform(pi.num_classes, names=pi.names)
         else:
-            alpha = as_prior(weights, "weights", pi.num_classes).require_positive("weights")
-            carried = Prior.from_log_probs(pi.log_probs + alpha.log_probs)
+            alpha = as_prior(weights, "weights", pi.num_classes, names=pi.names).require_positive("weights")
+            carried = Prior.from_log_probs(pi.log_probs + alpha.log_probs, names=pi.names)
         self.carried = SourcePrior(carried)
         self.normalization: Normalization = one_of("normalization", normalization, NORMALIZATIONS)
         self.ignore_index = ignore_index

@@ -1,17 +1,17 @@
-"""How often the predicted class is right: over samples, by class, by group of classes, and as F1."""
+"""Accuracy over samples, by class and by group of classes; F1."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
-from priorshift.metrics._samples import Classes, Samples, Weights, check_num_classes, read
-from priorshift.priors import ArrayLike
+from priorshift._inputs import ArrayLike, read_per_class, require_one_of
+from priorshift.metrics import _summaries
+from priorshift.metrics._samples import read_pair
 
 
-def accuracy(predicted: Classes, labels: Classes, *, weights: Weights | None = None) -> float:
+def accuracy(predicted: ArrayLike, labels: ArrayLike, *, weights: ArrayLike | None = None) -> float:
     r"""The share of samples whose predicted class is right.
 
     $$\sum_i w_i\, 1[\hat y_i = y_i] \,/\, \sum_i w_i$$
@@ -30,19 +30,19 @@ def accuracy(predicted: Classes, labels: Classes, *, weights: Weights | None = N
             zero.
 
     Example:
-        >>> predicted, labels = torch.tensor([0, 1, 0, 0]), torch.tensor([0, 1, 1, 0])
+        >>> predicted, labels = np.array([0, 1, 0, 0]), np.array([0, 1, 1, 0])
         >>> accuracy(predicted, labels)
         0.75
-        >>> accuracy(predicted, labels, weights=torch.tensor([1, 2, 2, 1]))
+        >>> accuracy(predicted, labels, weights=np.array([1, 2, 2, 1]))
         0.6666666666666666
     """
-    samples = Samples(labels, "labels", weights)
-    return samples.mean(samples.classes(predicted, "predicted") == samples.classes(labels, "labels"))
+    guess, truth, samples = read_pair(predicted, labels, None, weights)
+    return _summaries.mean(guess == truth, samples.weights)
 
 
 def per_class_accuracy(
-    predicted: Classes, labels: Classes, num_classes: int, *, weights: Weights | None = None
-) -> Float[Tensor, " classes"]:
+    predicted: ArrayLike, labels: ArrayLike, num_classes: int, *, weights: ArrayLike | None = None
+) -> Float[np.ndarray, " classes"]:
     r"""The accuracy among the samples of each class (its recall), NaN for a class without samples.
 
     $$\mathrm{acc}_y = \sum_{i: y_i = y} w_i\, 1[\hat y_i = y] \,/\, \sum_{i: y_i = y} w_i$$
@@ -64,25 +64,21 @@ def per_class_accuracy(
         ValueError: If lengths differ, a class index lies outside $0 … C-1$, or weights are not as stated.
 
     Example:
-        >>> per_class_accuracy(torch.tensor([0, 1, 0, 0]), torch.tensor([0, 1, 1, 0]), 3).tolist()
+        >>> per_class_accuracy(np.array([0, 1, 0, 0]), np.array([0, 1, 1, 0]), 3).tolist()
         [1.0, 0.5, nan]
     """
-    check_num_classes(num_classes)
-    samples = Samples(labels, "labels", weights)
-    classes = samples.classes(labels, "labels", num_classes)
-    hits = samples.classes(predicted, "predicted", num_classes) == classes
-    totals = samples.sums(classes, num_classes, torch.ones_like(hits))
-    return samples.sums(classes, num_classes, hits) / totals
+    guess, truth, samples = read_pair(predicted, labels, num_classes, weights)
+    return _summaries.recalls(truth, guess == truth, samples.weights, num_classes)
 
 
 def balanced_error(
-    predicted: Classes, labels: Classes, num_classes: int, *, weights: Weights | None = None
+    predicted: ArrayLike, labels: ArrayLike, num_classes: int, *, weights: ArrayLike | None = None
 ) -> float:
     r"""The error averaged over classes, whatever their share of the test set.
 
     $$\mathrm{BER} = 1 - \frac{1}{|\{y : n_y > 0\}|} \sum_{y : n_y > 0} \mathrm{acc}_y$$
 
-    What training for a uniform target minimises. On a test set with as many samples of each class it is one
+    What training for a uniform target minimizes. On a test set with as many samples of each class it is one
     minus the accuracy. A class without samples is left out of the mean.
 
     Args:
@@ -96,13 +92,13 @@ def balanced_error(
         ValueError: If lengths differ, a class index lies outside $0 … C-1$, or weights are not as stated.
 
     Example:
-        >>> balanced_error(torch.tensor([0, 1, 0, 0]), torch.tensor([0, 1, 1, 0]), 2)
+        >>> balanced_error(np.array([0, 1, 0, 0]), np.array([0, 1, 1, 0]), 2)
         0.25
 
     Reference:
         Menon et al., *Long-tail learning via logit adjustment*, ICLR 2021, Eq. 2.
     """
-    return 1 - per_class_accuracy(predicted, labels, num_classes, weights=weights).nanmean().item()
+    return 1 - _summaries.mean_of_present(per_class_accuracy(predicted, labels, num_classes, weights=weights))
 
 
 @dataclass(frozen=True)
@@ -143,12 +139,12 @@ class GroupAccuracy:
 
 
 def group_accuracy(
-    predicted: Classes,
-    labels: Classes,
+    predicted: ArrayLike,
+    labels: ArrayLike,
     train_counts: ArrayLike,
     *,
     convention: Literal["lade", "menon"] = "lade",
-    weights: Weights | None = None,
+    weights: ArrayLike | None = None,
 ) -> GroupAccuracy:
     r"""The mean of per-class accuracies among classes of many, medium and few training samples.
 
@@ -173,7 +169,7 @@ def group_accuracy(
             lengths differ, a class index lies outside $0 … C-1$, or weights are not as stated.
 
     Example:
-        >>> predicted, labels = torch.tensor([0, 0, 1, 0]), torch.tensor([0, 0, 1, 1])
+        >>> predicted, labels = np.array([0, 0, 1, 0]), np.array([0, 0, 1, 1])
         >>> print(group_accuracy(predicted, labels, [500, 100]))
         Many 1.0000 (1 class), Medium 0.5000 (1 class), Few n/a
         >>> print(group_accuracy(predicted, labels, [500, 100], convention="menon"))
@@ -183,28 +179,16 @@ def group_accuracy(
         Hong et al., *Disentangling label distribution for long-tailed visual recognition*,
         CVPR 2021, Section 4; Menon et al., *Long-tail learning via logit adjustment*, ICLR 2021, Section 6.
     """
+    require_one_of("convention", convention, ("lade", "menon"))
     counts = _read_train_counts(train_counts)
-    if convention == "lade":
-        many, few = counts > 100, counts < 20
-    elif convention == "menon":
-        many, few = counts >= 100, counts <= 20
-    else:
-        raise ValueError(f"Expected `convention` to be 'lade' or 'menon', but got {convention!r}.")
     by_class = per_class_accuracy(predicted, labels, len(counts), weights=weights)
-    tested = ~by_class.isnan()
-    in_many, in_medium, in_few = (by_class[group & tested] for group in (many, ~many & ~few, few))
-    return GroupAccuracy(
-        many=_mean(in_many),
-        medium=_mean(in_medium),
-        few=_mean(in_few),
-        num_many=len(in_many),
-        num_medium=len(in_medium),
-        num_few=len(in_few),
-    )
+    means = _summaries.mean_of_groups(by_class, _summaries.groups_of(counts, convention))
+    (many, num_many), (medium, num_medium), (few, num_few) = means
+    return GroupAccuracy(many, medium, few, num_many, num_medium, num_few)
 
 
 def macro_f1(
-    predicted: Classes, labels: Classes, num_classes: int, *, weights: Weights | None = None
+    predicted: ArrayLike, labels: ArrayLike, num_classes: int, *, weights: ArrayLike | None = None
 ) -> float:
     r"""The F1 score of each class, averaged over the classes that occur among labels or predictions.
 
@@ -226,36 +210,19 @@ def macro_f1(
         ValueError: If lengths differ, a class index lies outside $0 … C-1$, or weights are not as stated.
 
     Example:
-        >>> round(macro_f1(torch.tensor([0, 1, 0, 0]), torch.tensor([0, 1, 1, 0]), 3), 4)
+        >>> round(macro_f1(np.array([0, 1, 0, 0]), np.array([0, 1, 1, 0]), 3), 4)
         0.7333
     """
-    check_num_classes(num_classes)
-    samples = Samples(labels, "labels", weights)
-    truth = samples.classes(labels, "labels", num_classes)
-    guess = samples.classes(predicted, "predicted", num_classes)
-    hits = truth == guess
-    every = torch.ones_like(hits)
-    occurring = samples.sums(truth, num_classes, every) + samples.sums(guess, num_classes, every)
-    scores = 2 * samples.sums(truth, num_classes, hits) / occurring
-    return scores.nanmean().item()
+    guess, truth, samples = read_pair(predicted, labels, num_classes, weights)
+    return _summaries.macro_f1(guess, truth, samples.weights, num_classes)
 
 
-def _mean(accuracies: Float[Tensor, " members"]) -> float | None:
-    return accuracies.mean().item() if len(accuracies) else None
-
-
-def _read_train_counts(train_counts: ArrayLike) -> Float[Tensor, " classes"]:
-    counts = read(train_counts, "train_counts").to(torch.float64)
-    if counts.ndim != 1 or len(counts) < 2:
-        raise ValueError(
-            "Expected `train_counts` with one entry per class, at least two, "
-            f"but got shape {tuple(counts.shape)}."
-        )
-    wrong = torch.nonzero(~(counts.isfinite() & (counts >= 0) & (counts == counts.round()))).flatten()
+def _read_train_counts(train_counts: ArrayLike) -> Float[np.ndarray, " classes"]:
+    counts, _ = read_per_class(train_counts, "train_counts")
+    wrong = np.flatnonzero(~(np.isfinite(counts) & (counts >= 0) & (counts == np.round(counts))))
     if len(wrong):
-        first = int(wrong[0])
         raise ValueError(
             "Expected `train_counts` to hold non-negative whole numbers, "
-            f"but got {counts[first].item()} for class {first}."
+            f"but got {counts[wrong[0]]} for class {wrong[0]}."
         )
     return counts

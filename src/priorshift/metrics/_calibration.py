@@ -1,17 +1,18 @@
-"""Whether a stated confidence comes true: reliability by bins, and the calibration errors read off it."""
+"""Reliability by bins of confidence, and the calibration errors computed from it."""
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from jaxtyping import Float, Int
-from torch import Tensor
 
-from priorshift.metrics._samples import Classes, Rows, Samples, Weights
+from priorshift._inputs import ArrayLike
+from priorshift.metrics import _kernels, _summaries
+from priorshift.metrics._samples import Rows, Samples, read_distributions, refuse_probs
 
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """What a reliability diagram shows, all float64.
+    """Confidence and accuracy by bins of confidence, as a reliability diagram shows them; all float64.
 
     Attributes:
         edges: Edges of the bins, shape `[B+1]`, from 0 to 1. Bin m is `(edges[m], edges[m+1]]`, the first
@@ -21,14 +22,14 @@ class Reliability:
         weight: Share of the total weight in each bin, shape `[B]`, summing to 1.
     """
 
-    edges: Float[Tensor, " edges"]
-    confidence: Float[Tensor, " bins"]
-    accuracy: Float[Tensor, " bins"]
-    weight: Float[Tensor, " bins"]
+    edges: Float[np.ndarray, " edges"]
+    confidence: Float[np.ndarray, " bins"]
+    accuracy: Float[np.ndarray, " bins"]
+    weight: Float[np.ndarray, " bins"]
 
 
 def reliability(
-    probs: Rows, labels: Classes, *, num_bins: int = 20, weights: Weights | None = None
+    probs: ArrayLike, labels: ArrayLike, *, num_bins: int = 20, weights: ArrayLike | None = None
 ) -> Reliability:
     r"""Mean confidence and accuracy of the samples in equal bins of confidence.
 
@@ -48,8 +49,8 @@ def reliability(
             below 1, or weights are not as stated.
 
     Example:
-        >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]])
-        >>> bins = reliability(probs, torch.tensor([0, 1, 1]), num_bins=4)
+        >>> probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]])
+        >>> bins = reliability(probs, np.array([0, 1, 1]), num_bins=4)
         >>> [round(value, 4) for value in bins.confidence.tolist()]
         [nan, nan, 0.6, 0.85]
         >>> bins.accuracy.tolist()
@@ -59,26 +60,19 @@ def reliability(
         Hong et al., *Disentangling label distribution for long-tailed visual recognition*,
         CVPR 2021, Figure 4.
     """
-    edges = _edges(num_bins)
-    samples = Samples(labels, "labels", weights)
-    rows = samples.rows(probs, "probs")
-    classes = samples.classes(labels, "labels", rows.shape[1])
-    confidence, predicted = torch.empty_like(samples.weights), torch.empty_like(classes)
-    for part, block in samples.probs(rows):
-        torch.max(block, dim=1, out=(confidence[part], predicted[part]))
-    hits = predicted == classes
-    bins = _bin(confidence, edges)
-    weight = samples.sums(bins, num_bins, torch.ones_like(confidence))
+    rows, classes, samples = _read(probs, labels, num_bins, weights)
+    confidence, predicted, sound = _kernels.confidences(rows, samples)
+    if not sound:
+        refuse_probs(rows, samples)
+    edges = _kernels.edges_of(num_bins)
+    bins = _kernels.bins_of(confidence, edges)
     return Reliability(
-        edges=edges,
-        confidence=samples.sums(bins, num_bins, confidence) / weight,
-        accuracy=samples.sums(bins, num_bins, hits) / weight,
-        weight=weight / weight.sum(),
+        edges, *_summaries.binned(bins, confidence, predicted == classes, samples.weights, num_bins)
     )
 
 
 def expected_calibration_error(
-    probs: Rows, labels: Classes, *, num_bins: int = 20, weights: Weights | None = None
+    probs: ArrayLike, labels: ArrayLike, *, num_bins: int = 20, weights: ArrayLike | None = None
 ) -> float:
     r"""The gap between confidence and accuracy, averaged over bins of confidence.
 
@@ -106,19 +100,19 @@ def expected_calibration_error(
             below 1, or weights are not as stated.
 
     Example:
-        >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]])
-        >>> round(expected_calibration_error(probs, torch.tensor([0, 1, 1]), num_bins=4), 4)
+        >>> probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]])
+        >>> round(expected_calibration_error(probs, np.array([0, 1, 1]), num_bins=4), 4)
         0.3667
 
     Reference:
         Hong et al., *Disentangling label distribution for long-tailed visual recognition*, CVPR 2021, Eq. 28.
     """
     bins = reliability(probs, labels, num_bins=num_bins, weights=weights)
-    return (bins.weight * (bins.accuracy - bins.confidence).abs()).nansum().item()
+    return _summaries.calibration_error(np.stack([bins.confidence, bins.accuracy, bins.weight]))
 
 
 def classwise_calibration_error(
-    probs: Rows, labels: Classes, *, num_bins: int = 20, weights: Weights | None = None
+    probs: ArrayLike, labels: ArrayLike, *, num_bins: int = 20, weights: ArrayLike | None = None
 ) -> float:
     r"""The calibration error of every class's probability, averaged over classes.
 
@@ -144,8 +138,8 @@ def classwise_calibration_error(
             below 1, or weights are not as stated.
 
     Example:
-        >>> probs = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]])
-        >>> round(classwise_calibration_error(probs, torch.tensor([0, 1, 1]), num_bins=4), 4)
+        >>> probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]])
+        >>> round(classwise_calibration_error(probs, np.array([0, 1, 1]), num_bins=4), 4)
         0.3667
 
     Reference:
@@ -153,33 +147,17 @@ def classwise_calibration_error(
         read as the standard definition: its text puts only the samples of class $j$ in $B_{mj}$, where the
         accuracy of a class's probability cannot be told.
     """
-    edges = _edges(num_bins)
-    samples = Samples(labels, "labels", weights)
-    rows = samples.rows(probs, "probs")
-    num_classes = rows.shape[1]
-    classes = samples.classes(labels, "labels", num_classes)
-    of_class = samples.sums(classes, num_classes, torch.ones_like(classes))
-    excess = torch.zeros(num_classes, num_bins, dtype=torch.float64)
-    # Nearly all probabilities are in the first bin, whose sum is what the others leave of the whole.
-    for part, block in samples.probs(rows):
-        weights = samples.weights[part]
-        of_class -= weights @ block
-        row, column = torch.nonzero(block > edges[1], as_tuple=True)
-        values = block[row, column]
-        residuals = weights[row] * ((classes[part][row] == column).to(values.dtype) - values)
-        excess += torch.bincount(
-            column * num_bins + _bin(values, edges), weights=residuals, minlength=excess.numel()
-        ).view_as(excess)
-    excess[:, 0] = of_class - excess[:, 1:].sum(dim=1)
-    return (excess.abs().sum() / (num_classes * samples.weights.sum())).item()
+    rows, classes, samples = _read(probs, labels, num_bins, weights)
+    excess, sound = _kernels.class_excess(rows, classes, samples, num_bins)
+    if not sound:
+        refuse_probs(rows, samples)
+    return _summaries.classwise_error(excess, samples.weights.sum())
 
 
-def _edges(num_bins: int) -> Float[Tensor, " edges"]:
+def _read(
+    probs: ArrayLike, labels: ArrayLike, num_bins: int, weights: ArrayLike | None
+) -> tuple[Rows, Int[np.ndarray, " kept"], Samples]:
     if num_bins < 1:
         raise ValueError(f"Expected `num_bins` to be at least 1, but got {num_bins}.")
-    # Division, since multiples of 1 / num_bins are not the float64 numbers nearest to m / num_bins.
-    return torch.arange(num_bins + 1, dtype=torch.float64) / num_bins
-
-
-def _bin(values: Float[Tensor, "*shape"], edges: Float[Tensor, " edges"]) -> Int[Tensor, "*shape"]:
-    return torch.bucketize(values, edges[1:-1])
+    rows, samples, names = read_distributions(probs, "probs", weights)
+    return rows, samples.read_classes(labels, "labels", rows.shape[1], names), samples

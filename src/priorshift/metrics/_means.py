@@ -1,13 +1,14 @@
-"""Means that need no labels: the class mix a classifier predicts, and how many samples weights are worth."""
+"""Means that need no labels: mean class probabilities, and the effective sample size of weights."""
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
-from priorshift.metrics._samples import Rows, Samples, Weights, read, read_weights
+from priorshift._inputs import ArrayLike, read_array, read_weights
+from priorshift.metrics import _kernels, _summaries
+from priorshift.metrics._samples import read_distributions, refuse_probs
 
 
-def mean_class_probs(probs: Rows, *, weights: Weights | None = None) -> Float[Tensor, " classes"]:
+def mean_class_probs(probs: ArrayLike, *, weights: ArrayLike | None = None) -> Float[np.ndarray, " classes"]:
     r"""The mean predicted probability of each class, $\sum_i w_i\, p(y \mid x_i) / \sum_i w_i$.
 
     Over the test set a classifier was adjusted for, it is near that set's class mix; the distance shows how
@@ -24,25 +25,23 @@ def mean_class_probs(probs: Rows, *, weights: Weights | None = None) -> Float[Te
         ValueError: If lengths differ, a row is no distribution, or weights are not as stated.
 
     Example:
-        >>> import torch
-        >>> mean_class_probs(torch.tensor([[0.75, 0.25], [0.5, 0.5]])).tolist()
+        >>> mean_class_probs(np.array([[0.75, 0.25], [0.5, 0.5]])).tolist()
         [0.625, 0.375]
 
     Reference:
         Hong et al., *Disentangling label distribution for long-tailed visual recognition*,
         CVPR 2021, Figure 2.
     """
-    given = read(probs, "probs")
-    samples = Samples(given, "probs", weights)
-    rows = samples.rows(given, "probs")
-    total = torch.zeros(rows.shape[1], dtype=torch.float64)
-    for part, block in samples.probs(rows):
-        total += samples.weights[part] @ block
-    return total / samples.weights.sum()
+    rows, samples, _ = read_distributions(probs, "probs", weights)
+    sums, sound = _kernels.mean_of_classes(rows, samples)
+    if not sound:
+        refuse_probs(rows, samples)
+    means: Float[np.ndarray, " classes"] = sums / samples.weights.sum()
+    return means
 
 
-def effective_sample_size(weights: Weights) -> float:
-    r"""How many equally weighted samples have as steady a mean as these weighted ones.
+def effective_sample_size(weights: ArrayLike) -> float:
+    r"""The number of equally weighted samples whose mean has the same variance as that of the weighted ones.
 
     $$n_\mathrm{eff} = \left(\sum_i w_i\right)^2 / \sum_i w_i^2$$
 
@@ -56,14 +55,11 @@ def effective_sample_size(weights: Weights) -> float:
         ValueError: If a weight is negative or not finite, or all are zero.
 
     Example:
-        >>> import torch
-        >>> round(effective_sample_size(torch.tensor([4.0, 2.0, 2.0])), 4)
+        >>> round(effective_sample_size(np.array([4.0, 2.0, 2.0])), 4)
         2.6667
 
     Reference:
         Kish, *Survey sampling*, Wiley, 1965.
     """
-    # Relative to the largest, so that the squares neither overflow nor vanish.
-    relative = read_weights(weights)
-    relative = relative / relative.max()
-    return (relative.sum().square() / relative.square().sum()).item()
+    masses = read_array(weights, "weights")
+    return _summaries.effective_size(read_weights(masses, masses.size))

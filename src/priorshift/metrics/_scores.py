@@ -1,11 +1,11 @@
-"""Proper scores: the best expected score is had by stating the true probabilities."""
+"""Proper scores, which the true probabilities minimize in expectation."""
 
-import torch
+from priorshift._inputs import ArrayLike
+from priorshift.metrics import _kernels, _summaries
+from priorshift.metrics._samples import read_distributions, refuse_log_probs, refuse_probs
 
-from priorshift.metrics._samples import Classes, Rows, Samples, Weights
 
-
-def brier_score(probs: Rows, labels: Classes, *, weights: Weights | None = None) -> float:
+def brier_score(probs: ArrayLike, labels: ArrayLike, *, weights: ArrayLike | None = None) -> float:
     r"""The squared error of the probabilities, summed over classes (0 to 2), mean over samples.
 
     $$\frac{1}{N} \sum_{i=1}^{N} \sum_{c=1}^{C} \left(p(y_i = c \mid x_i) - 1[y_i = c]\right)^2$$
@@ -24,32 +24,32 @@ def brier_score(probs: Rows, labels: Classes, *, weights: Weights | None = None)
             are not as stated.
 
     Example:
-        >>> probs = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
-        >>> brier_score(probs, torch.tensor([0, 1]))
+        >>> brier_score([[0.75, 0.25], [0.5, 0.5]], [0, 1])
         0.3125
 
     Reference:
         Hong et al., *Disentangling label distribution for long-tailed visual recognition*, CVPR 2021, Eq. 30,
         with the mean over samples that its tables show.
     """
-    samples = Samples(labels, "labels", weights)
-    rows = samples.rows(probs, "probs")
-    classes = samples.classes(labels, "labels", rows.shape[1])
-    squares = torch.empty_like(samples.weights)
-    for part, errors in samples.probs(rows):
-        errors[torch.arange(len(errors)), classes[part]] -= 1
-        squares[part] = errors.square_().sum(dim=1)
-    return samples.mean(squares)
+    rows, samples, names = read_distributions(probs, "probs", weights)
+    classes = samples.read_classes(labels, "labels", rows.shape[1], names)
+    squares, sound = _kernels.squared_errors(rows, classes, samples)
+    if not sound:
+        refuse_probs(rows, samples)
+    return _summaries.mean(squares, samples.weights)
 
 
-def negative_log_likelihood(log_probs: Rows, labels: Classes, *, weights: Weights | None = None) -> float:
+def negative_log_likelihood(
+    log_probs: ArrayLike, labels: ArrayLike, *, weights: ArrayLike | None = None
+) -> float:
     r"""The mean negative log-probability of the true class, in nats.
 
     $$-\frac{1}{N} \sum_{i=1}^{N} \log p(y_i \mid x_i)$$
 
-    Takes *log*-probabilities, `logits.log_softmax(-1)`, since a probability that underflows to 0 has lost its
-    logarithm. It is $+\infty$ once a true class has probability 0, as under a target prior that gives that
-    class no mass. Weighting a full test set equals drawing one of the target mix in expectation.
+    Takes *log*-probabilities, such as `scipy.special.log_softmax(logits, axis=1)`, since a probability that
+    underflows to 0 has lost its logarithm. It is $+\infty$ once a true class has probability 0, as under a
+    target prior that gives that class no mass. Weighting a full test set equals drawing one of the target mix
+    in expectation.
 
     Args:
         log_probs: Log-probabilities, shape `[N, C]`, the exponentials of each row summing to 1 (within 1e-4).
@@ -62,18 +62,18 @@ def negative_log_likelihood(log_probs: Rows, labels: Classes, *, weights: Weight
             are not as stated.
 
     Example:
-        >>> log_probs = torch.tensor([[0.75, 0.25], [0.5, 0.5]]).log()
-        >>> round(negative_log_likelihood(log_probs, torch.tensor([0, 1])), 4)
+        >>> import numpy as np
+        >>> log_probs = np.log([[0.75, 0.25], [0.5, 0.5]])
+        >>> round(negative_log_likelihood(log_probs, [0, 1]), 4)
         0.4904
 
     Reference:
         Hong et al., *Disentangling label distribution for long-tailed visual recognition*, CVPR 2021, Eq. 31,
         with the mean over samples that its tables show.
     """
-    samples = Samples(labels, "labels", weights)
-    rows = samples.rows(log_probs, "log_probs")
-    classes = samples.classes(labels, "labels", rows.shape[1])
-    of_truth = torch.empty_like(samples.weights)
-    for part, block in samples.log_probs(rows):
-        of_truth[part] = block[torch.arange(len(block)), classes[part]]
-    return samples.mean(-of_truth)
+    rows, samples, names = read_distributions(log_probs, "log_probs", weights)
+    classes = samples.read_classes(labels, "labels", rows.shape[1], names)
+    nll, sound = _kernels.true_nll(rows, classes, samples)
+    if not sound:
+        refuse_log_probs(rows, samples)
+    return _summaries.mean(nll, samples.weights)

@@ -1,11 +1,11 @@
-"""One page on one estimate of a target mix: what it is, how sure, whether to believe it, what it changes."""
+"""HTML page on one estimated target mix: shares, intervals, warnings, and the effect of adapting."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
-from priorshift.adaptation import adapt, scores_by_knowledge
 from priorshift.estimation import PriorEstimate
+from priorshift.evaluation import adapt, scores_by_target_prior
 from priorshift.predictions import Predictions
 from priorshift.report import adaptation_words, figures, measures, tables, words
 from priorshift.report.html import Section, as_text, inline_svg, page_style, write_page
@@ -20,7 +20,7 @@ def write_adaptation_report(
     title: str,
     facts: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
-    """Write one HTML page on an estimated class mix and on what adapting to it changes.
+    """Writes one HTML page on an estimated class mix and on the effect of adapting to it.
 
     Where labels are known, the page shows the true mix beside the estimated one, and scores with the mix not
     used, estimated and known. The same input gives the same page, byte for byte. It holds every number it
@@ -31,7 +31,7 @@ def write_adaptation_report(
         estimate: What `priorshift.estimation.estimate_prior` gave.
         path: The file to write, whole or not at all.
         title: Heading of the page.
-        facts: What else the reader should know, such as where the samples are from.
+        facts: Further facts for the page, such as the origin of the samples.
 
     Returns:
         The path.
@@ -41,7 +41,7 @@ def write_adaptation_report(
         OSError: If the file cannot be written.
     """
     shares = measures.class_shares(predictions, estimate)
-    scores = None if predictions.labels is None else scores_by_knowledge(predictions, estimate)
+    scores = None if predictions.labels is None else scores_by_target_prior(predictions, estimate)
     changed = int((adapt(predictions, estimate).predicted != predictions.predicted).sum())
     shown, rest = _most_changed(shares)
     level = None if estimate.intervals is None else estimate.intervals.level
@@ -61,11 +61,11 @@ def write_adaptation_report(
         else None,
         scores=None
         if scores is None
-        else tables.knowledge_table(
+        else tables.target_table(
             scores,
             f"On the {predictions.num_samples:,} samples as they are. Accuracy and balanced error in "
-            "percent; ↓ lower is better, ↑ higher is better. The price is what estimating loses against "
-            "knowing.",
+            "percent; ↓ lower is better, ↑ higher is better. The oracle gap is the loss of the estimated "
+            "mix against the known one.",
         ),
         method=adaptation_words.describe_method(estimate),
         facts=_facts(predictions, facts),
@@ -91,16 +91,16 @@ def _most_changed(shares: Sequence[ClassShare]) -> tuple[list[ClassShare], list[
 
 
 def _mix(shares: Sequence[ClassShare], num_samples: int) -> Section:
-    labelled = shares[0].true is not None
+    labeled = shares[0].true is not None
     if len(shares) <= figures.MOST_NAMED:
         caption = (
             "Share of each class: carried by the logits (circles), estimated (dots)"
-            f"{', true by the labels (upright strokes)' if labelled else ''}."
+            f"{', true by the labels (upright strokes)' if labeled else ''}."
         )
     else:
         shown = (
             "Each class at its true share, by the labels: carried (circles) and estimated (dots)."
-            if labelled
+            if labeled
             else "The estimated share of each class over its carried share."
         )
         caption = f"{shown} On the dotted line both are equal. Below one sample's share the axes are linear."
@@ -119,7 +119,7 @@ def _mix(shares: Sequence[ClassShare], num_samples: int) -> Section:
 
 def _caption(shown: Sequence[ClassShare], rest: Sequence[ClassShare]) -> str:
     true = (
-        " True: the labels' own frequencies; intervals are meant for the population they are from."
+        " True: the frequencies of the labels; the intervals are for the population that they are from."
         if shown[0].true is not None
         else ""
     )
@@ -138,7 +138,7 @@ def _summary(predictions: Predictions) -> str:
             *method,
             f"{predictions.num_classes:,} classes",
             f"{predictions.num_samples:,} target samples",
-            "with labels to judge by" if predictions.labels is not None else "without labels",
+            "with labels" if predictions.labels is not None else "without labels",
         ]
     )
 

@@ -1,46 +1,30 @@
-"""What is known of a target mix and what that is worth, in sentences computed from the same numbers."""
+"""Sentences on an estimated target mix and on its effect, computed from the numbers of the page."""
 
 from collections.abc import Mapping, Sequence
 
-from priorshift.adaptation import TARGETS
-from priorshift.estimation import PriorEstimate
-from priorshift.evaluation import Scores, Spread
-from priorshift.report.measures import ClassShare, PriceRow
+from priorshift.adjustment import CALIBRATIONS
+from priorshift.estimation import METHODS, PriorEstimate
+from priorshift.evaluation import TARGET_PRIORS, Scores, Spread
+from priorshift.report.measures import ClassShare, OracleGapRow
 from priorshift.report.tables import mix_name
 from priorshift.report.words import listed
 
-METHODS = {
-    "empirical-bayes": "likelihood, drawn to the carried mix as far as the sample suggests (empirical-bayes)",
-    "mlls": "maximum likelihood (mlls)",
-    "mapls": "maximum posterior under a Dirichlet prior (mapls)",
-    "bbse": "black box shift estimation from probabilities (bbse)",
-    "bbse-hard": "black box shift estimation from decisions (bbse-hard)",
-    "rlls": "regularised black box shift estimation from probabilities (rlls)",
-    "rlls-hard": "regularised black box shift estimation from decisions (rlls-hard)",
-}
-"""The methods of `priorshift.estimation.estimate_prior` in words."""
-CALIBRATIONS = {
-    "ts": "temperature scaling",
-    "bcts": "bias-corrected temperature scaling",
-    "vs": "vector scaling",
-    "nbvs": "no-bias vector scaling",
-}
-_CHEAP = 0.01
-"""Price, as a share, up to which the page calls estimating cheap."""
+_SMALL = 0.01
+"""Oracle gap, as a share of samples, below which the verdict calls it small."""
 _LEAST = 0.00005
-"""Difference of accuracies that shows in points of two decimals."""
+"""Smallest difference of accuracies that is visible in points of two decimals."""
 _NAMED_AT_MOST = 4
 
 
 def adaptation_verdict(
     shares: Sequence[ClassShare], estimate: PriorEstimate, scores: Mapping[str, Scores] | None, changed: int
 ) -> list[str]:
-    """What the target mix is, how sure that is, whether to believe it, and what adapting to it changes.
+    """The estimated mix, its uncertainty, the test of label shift, and the effect of adapting.
 
     Args:
         shares: What `priorshift.report.class_shares` returned.
         estimate: The estimate.
-        scores: What `priorshift.adaptation.scores_by_knowledge` returned; None without labels.
+        scores: What `priorshift.evaluation.scores_by_target_prior` returned; None without labels.
         changed: Samples whose decision adapting changes.
     """
     sentences = [_mix(shares), _certainty(shares, estimate)]
@@ -65,8 +49,8 @@ def describe_shares(shares: Sequence[ClassShare]) -> str:
 def describe_method(estimate: PriorEstimate) -> dict[str, str]:
     """How an estimate was made, fact by fact."""
     facts = {
-        "Estimated by": METHODS[estimate.method],
-        "From": f"{estimate.num_samples:,} target samples; labels were not looked at",
+        "Estimated by": f"{METHODS[estimate.method].title} ({estimate.method})",
+        "From": f"{estimate.num_samples:,} target samples; their labels were not used",
     }
     scaling = estimate.scaling
     if scaling is None:
@@ -74,23 +58,23 @@ def describe_method(estimate: PriorEstimate) -> dict[str, str]:
     else:
         facts["Calibration"] = (
             f"{CALIBRATIONS[scaling.method]} ({scaling.method}), fitted to {scaling.num_samples:,.0f} "
-            f"labelled source samples, whose NLL it takes from {scaling.nll_before:.4f} to "
+            f"labeled source samples; their NLL changes from {scaling.nll_before:.4f} to "
             f"{scaling.nll_after:.4f}"
         )
     if estimate.intervals is None:
         facts["Intervals"] = "none"
     else:
         by = "profile likelihood" if estimate.intervals.kind == "likelihood" else "bootstrap"
-        facts["Intervals"] = f"{100 * estimate.intervals.level:g} %, by {by}, each class for itself"
+        facts["Intervals"] = f"{100 * estimate.intervals.level:g} %, by {by}, for each class separately"
     if estimate.identifiability is not None:
         known = estimate.identifiability
         facts["Effective sample size"] = _count(known.effective_sample_size)
-        facts["What a prediction tells of the mix"] = (
-            f"at least {100 * known.weakest:.2g} % of what a label would, whichever way the mix moves"
+        facts["Information of a prediction about the mix"] = (
+            f"at least {100 * known.weakest:.2g} % of that of a label, in every direction of change"
         )
     if estimate.log_likelihood is not None:
         facts["Log-likelihood"] = (
-            f"{estimate.log_likelihood:.4g} nats per sample above that of the prior carried after calibration"
+            f"{estimate.log_likelihood:.4g} nats per sample above that of the carried prior after calibration"
         )
     if estimate.shortfall is not None:
         facts["Search"] = (
@@ -102,31 +86,28 @@ def describe_method(estimate: PriorEstimate) -> dict[str, str]:
     return facts
 
 
-def price_verdict(rows: Sequence[PriceRow]) -> list[str]:
-    """Where estimating the mix is cheap, where it is not, where it does harm, and how far it is off.
+def oracle_gap_verdict(rows: Sequence[OracleGapRow]) -> list[str]:
+    """Where the oracle gap is small, where it is not, where adapting does harm, and the estimation error.
 
     Args:
-        rows: What `priorshift.report.price_rows` returned.
+        rows: What `priorshift.report.oracle_gap_rows` returned.
     """
     sizes = listed(list(dict.fromkeys(f"{row.size:,}" for row in rows)))
-    dear = sorted((row for row in rows if row.price.mean >= _CHEAP), key=lambda row: -row.price.mean)
-    most = max(rows, key=lambda row: row.price.mean)
-    start = f"Estimating the mix from {sizes} unlabelled samples costs"
-    if not dear:
+    large = sorted((row for row in rows if row.gap.mean >= _SMALL), key=lambda row: -row.gap.mean)
+    most = max(rows, key=lambda row: row.gap.mean)
+    start = f"With the mix estimated from {sizes} unlabeled samples, the oracle gap is"
+    if not large:
         sentences = [
-            f"{start} less than 1 point of accuracy for every method at every mix; the most is "
-            f"{_points(most.price)} ({_where(most)})."
+            f"{start} below 1 point of accuracy for every method at every mix; the largest is "
+            f"{_points(most.gap)} ({_where(most)})."
         ]
     else:
-        cheap = len(rows) - len(dear)
-        mostly = (
-            f"less than 1 point of accuracy in {cheap} of {len(rows)} cases" if cheap else "1 point or more"
-        )
-        named = _named([f"{_points(row.price)} for {_where(row)}" for row in dear])
+        small = len(rows) - len(large)
+        named = _named([f"{_points(row.gap)} for {_where(row)}" for row in large])
         sentences = [
-            f"{start} {mostly}, but {named}."
-            if cheap
-            else f"{start} {mostly} of accuracy everywhere: {named}."
+            f"{start} below 1 point of accuracy in {small} of {len(rows)} cases, but {named}."
+            if small
+            else f"{start} 1 point of accuracy or more in all cases: {named}."
         ]
     harmed = sorted((row for row in rows if row.gain.mean <= -_LEAST), key=lambda row: row.gain.mean)
     if harmed:
@@ -136,20 +117,20 @@ def price_verdict(rows: Sequence[PriceRow]) -> list[str]:
             f"{named}."
         )
     else:
-        sentences.append("Nowhere is adapting to the estimate worse than not adapting.")
+        sentences.append("In no case is adapting to the estimate worse than not adapting.")
     worst = max(rows, key=lambda row: row.error.mean)
     error = sum(row.error.mean for row in rows) / len(rows)
-    floor = sum(row.floor.mean for row in rows) / len(rows)
+    sampling_error = sum(row.sampling_error.mean for row in rows) / len(rows)
     sentences.append(
-        f"The estimated shares are off by {_fine(error)} points a class on average, where the drawn "
-        f"labels' own frequencies are off by {_fine(floor)}; by most for {_where(worst)}, "
-        f"{_fine(worst.error.mean)} against {_fine(worst.floor.mean)}."
+        f"The mean absolute error of the estimated shares is {_fine(error)} points, that of the frequencies "
+        f"of the drawn labels {_fine(sampling_error)}; the largest is that of {_where(worst)}, "
+        f"{_fine(worst.error.mean)} against {_fine(worst.sampling_error.mean)}."
     )
     return sentences
 
 
-def describe_prices(rows: Sequence[PriceRow], method: str) -> str:
-    """One panel of accuracies by knowledge of the mix in words."""
+def describe_oracle_gaps(rows: Sequence[OracleGapRow], method: str) -> str:
+    """One panel of accuracies by target prior in words."""
     shown = [row for row in rows if row.method == method]
     ends = "; ".join(
         f"at {mix_name(row.mix)} {100 * row.accuracy['none'].mean:.1f} % with the mix not used, "
@@ -163,12 +144,12 @@ def describe_prices(rows: Sequence[PriceRow], method: str) -> str:
 def _mix(shares: Sequence[ClassShare]) -> str:
     moved = sum(abs(share.estimated - share.carried) for share in shares) / 2
     if moved < 0.0005:
-        return "The estimated mix is the one that the logits carry."
+        return "The estimated target mix equals the one that the logits carry."
     up = max(shares, key=lambda share: share.estimated - share.carried)
     down = min(shares, key=lambda share: share.estimated - share.carried)
     return (
         f"The estimated target mix differs from the one that the logits carry by {100 * moved:.1f} points, "
-        f"the share of samples that would have to change class: most of all, {_called(up)} goes from "
+        f"the total variation distance: most of all, {_called(up)} goes from "
         f"{_percent(up.carried)} up to {_percent(up.estimated)} % and {_called(down)} from "
         f"{_percent(down.carried)} down to {_percent(down.estimated)} %."
     )
@@ -178,13 +159,13 @@ def _certainty(shares: Sequence[ClassShare], estimate: PriorEstimate) -> str:
     known = estimate.identifiability
     size = f"{estimate.num_samples:,} {'sample' if estimate.num_samples == 1 else 'samples'}"
     worth = (
-        f"The {size} tell as much of the mix as {_count(known.effective_sample_size)} labels would"
+        f"The {size} are as informative about the mix as {_count(known.effective_sample_size)} labels"
         if known is not None
         else f"The estimate is from {size}"
     )
     intervals = [(share, share.interval) for share in shares if share.interval is not None]
     if not intervals or estimate.intervals is None:
-        return f"{worth}; there are no intervals, so the uncertainty of each share is not known."
+        return f"{worth}; there are no intervals, so the uncertainty of each share is unknown."
     share, (low, high) = max(intervals, key=lambda pair: pair[1][1] - pair[1][0])
     return (
         f"{worth}; the widest {100 * estimate.intervals.level:g} % interval is that of {_called(share)}, "
@@ -208,8 +189,7 @@ def _moved(shares: Sequence[ClassShare], estimate: PriorEstimate) -> list[str]:
 def _belief(estimate: PriorEstimate) -> str:
     test = estimate.shift_test
     said = (
-        "Whether label shift explains the predictions at all was not tested, which takes labelled source "
-        "predictions."
+        "Label shift was not tested, since the test needs labeled source predictions."
         if test is None
         else test.words
     )
@@ -227,8 +207,8 @@ def _against_labels(shares: Sequence[ClassShare], estimate: PriorEstimate) -> li
     estimated = sum(abs(share.estimated - true) for share, true in pairs) / len(pairs)
     carried = sum(abs(share.carried - true) for share, true in pairs) / len(pairs)
     return [
-        f"Against the labels the estimate is off by {_fine(estimated)} points a class on average, the "
-        f"carried prior by {_fine(carried)}.{_held(shares)}"
+        f"Compared with the labels, the mean absolute error of the estimated shares is {_fine(estimated)} "
+        f"points, that of the carried prior {_fine(carried)}.{_held(shares)}"
     ]
 
 
@@ -246,8 +226,8 @@ def _decisions(changed: int, num_samples: int, scores: Mapping[str, Scores] | No
         f"({100 * changed / num_samples:.1f} %)."
     )
     if scores is None:
-        return f"{said} Without labels, what that is worth is not known."
-    none, estimated, oracle = (scores[known]["accuracy"] or 0.0 for known in TARGETS)
+        return f"{said} Without labels the effect on accuracy is unknown."
+    none, estimated, oracle = (scores[known]["accuracy"] or 0.0 for known in TARGET_PRIORS)
     return (
         f"{said} Accuracy on them is {100 * none:.1f} % with the mix not used, {100 * estimated:.1f} % with "
         f"it estimated and {100 * oracle:.1f} % with it known. {_judged(none, estimated, oracle)}"
@@ -255,11 +235,11 @@ def _decisions(changed: int, num_samples: int, scores: Mapping[str, Scores] | No
 
 
 def _judged(none: float, estimated: float, oracle: float) -> str:
-    price, gain = oracle - estimated, estimated - none
+    gap, gain = oracle - estimated, estimated - none
     worse = " Here adapting to the estimate is worse than not adapting." if gain <= -_LEAST else ""
-    if price < _LEAST:
-        return f"Not knowing the mix costs nothing here.{worse}"
-    return f"Not knowing the mix costs {_points(Spread.of([price]))}.{worse}"
+    if gap < _LEAST:
+        return f"There is no oracle gap here.{worse}"
+    return f"The oracle gap is {_points(Spread.of([gap]))}.{worse}"
 
 
 def _details(share: ClassShare) -> list[str]:
@@ -294,7 +274,7 @@ def _count(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
-def _where(row: PriceRow) -> str:
+def _where(row: OracleGapRow) -> str:
     return f"{row.method} at {mix_name(row.mix)}"
 
 

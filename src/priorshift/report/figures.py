@@ -1,6 +1,6 @@
 """Figures: each draws data on a Matplotlib Axes and returns it, and touches no global state.
 
-A method has the same colour in every figure. Dashed is a method as trained, solid is compensated.
+A method has the same color in every figure. Dashed is a method as trained, solid is compensated.
 """
 
 import re
@@ -13,18 +13,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from priorshift.evaluation import Comparison, Spread
-from priorshift.report.measures import ByClass, ClassShare, PooledReliability, PriceRow
+from priorshift.report.measures import ByClass, ClassShare, OracleGapRow, PooledReliability
 from priorshift.report.style import PALETTE as PALETTE
 from priorshift.report.style import ink, legend_above, literal, marker, new_axes, tidy
 from priorshift.report.style import method_colors as method_colors
-from priorshift.report.tables import KNOWLEDGE, mix_name
+from priorshift.report.tables import TARGET_TITLES, mix_name
 
 _WIDE = (4.8, 3.5)
 _SMALL = (3.3, 2.7)
 _LEGEND_LINE = 0.2
 MOST_NAMED = 30
 """Classes up to which each has a line of its own in the figure of shares."""
-_KNOWLEDGE_STYLES: dict[str, dict[str, Any]] = {
+_TARGET_STYLES: dict[str, dict[str, Any]] = {
     "none": {"linestyle": "--", "markerfacecolor": "none"},
     "estimated": {"linestyle": "-"},
     "oracle": {"linestyle": ":", "marker": None},
@@ -129,14 +129,14 @@ def plot_reliability(diagram: PooledReliability, ax: Axes | None = None, *, colo
         diagram: One of those that `pooled_reliability` returned.
         ax: Axes to draw on; without it, on those of a new Figure. The predictions per bin get Axes of their
             own above it.
-        color: Colour of the method.
+        color: Color of the method.
 
     Reference:
         Guo et al., *On calibration of modern neural networks*, ICML 2017, Figure 1.
     """
     ax = ax or new_axes((_SMALL[0], 3.2))
     bins = diagram.bins
-    edges, accuracy, confidence = bins.edges.numpy(), bins.accuracy.numpy(), bins.confidence.numpy()
+    edges, accuracy, confidence = bins.edges, bins.accuracy, bins.confidence
     filled = ~np.isnan(accuracy)
     left, width = edges[:-1][filled], np.diff(edges)[filled]
     accuracy, confidence = accuracy[filled], confidence[filled]
@@ -217,11 +217,11 @@ def plot_shares(shares: Sequence[ClassShare], num_samples: int, ax: Axes | None 
     return ax
 
 
-def plot_prices(rows: Sequence[PriceRow], method: str, ax: Axes | None = None) -> Axes:
+def plot_oracle_gaps(rows: Sequence[OracleGapRow], method: str, ax: Axes | None = None) -> Axes:
     """Accuracy of one method over the mixes with the mix not used, estimated and known.
 
     Args:
-        rows: What `price_rows` returned; those of all methods give the colour and a common scale.
+        rows: What `oracle_gap_rows` returned; those of all methods give the color and a common scale.
         method: The method to draw.
         ax: Axes to draw on; without it, on those of a new Figure.
 
@@ -235,7 +235,7 @@ def plot_prices(rows: Sequence[PriceRow], method: str, ax: Axes | None = None) -
     shown = [row for row in rows if row.method == method]
     places = range(len(shown))
     color = method_colors(methods)[method]
-    for known, knowledge in KNOWLEDGE.items():
+    for known, knowledge in TARGET_TITLES.items():
         means = 100 * np.array([row.accuracy[known].mean for row in shown])
         line: dict[str, Any] = {
             "color": color,
@@ -245,7 +245,7 @@ def plot_prices(rows: Sequence[PriceRow], method: str, ax: Axes | None = None) -
         }
         if known == "oracle":
             line["color"] = ink()
-        ax.plot(places, means, label=knowledge, **line | _KNOWLEDGE_STYLES[known])
+        ax.plot(places, means, label=knowledge, **line | _TARGET_STYLES[known])
         sds = 100 * np.array([row.accuracy[known].sd or 0.0 for row in shown])
         if sds.any() and known != "oracle":
             ax.fill_between(places, means - sds, means + sds, color=color, alpha=0.16, linewidth=0)
@@ -298,7 +298,7 @@ def _plot_line(
 
 def _plot_share_points(shares: Sequence[ClassShare], num_samples: int, ax: Axes | None) -> Axes:
     ax = ax or new_axes((_WIDE[0], 4.4))
-    labelled = shares[0].true is not None
+    labeled = shares[0].true is not None
     across = [100 * (s.carried if s.true is None else s.true) for s in shares]
     estimated = [100 * share.estimated for share in shares]
     ends = [(x, s.interval) for x, s in zip(across, shares, strict=True) if s.interval is not None]
@@ -313,7 +313,7 @@ def _plot_share_points(shares: Sequence[ClassShare], num_samples: int, ax: Axes 
             label="interval",
         )
     drawn = [*across, *estimated, *(100 * high for _, (_, high) in ends)]
-    if labelled:
+    if labeled:
         carried = [100 * share.carried for share in shares]
         drawn += carried
         _plot_dots(ax, across, carried, "carried", markersize=2.5)
@@ -330,8 +330,8 @@ def _plot_share_points(shares: Sequence[ClassShare], num_samples: int, ax: Axes 
         limit(-0.15 * one, highest)
         axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.set_minor_locator(NullLocator())
-    ax.set_xlabel(f"{'True' if labelled else 'Carried'} share of the class (%)")
-    ax.set_ylabel("Carried or estimated share (%)" if labelled else "Estimated share (%)")
+    ax.set_xlabel(f"{'True' if labeled else 'Carried'} share of the class (%)")
+    ax.set_ylabel("Carried or estimated share (%)" if labeled else "Estimated share (%)")
     tidy(ax)
     legend_above(ax, columns=2)
     return ax

@@ -1,4 +1,4 @@
-"""What all pages share: figures as inline SVG, values as text and as JSON, one template, one file."""
+"""Shared by all pages: figures as inline SVG, values as text and as JSON, templates, and writing the file."""
 
 import base64
 import hashlib
@@ -14,18 +14,19 @@ from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from torch import Tensor
 
 from priorshift import __version__
 from priorshift._files import written_whole
+from priorshift.priors import Prior
 from priorshift.report.tables import Table
 
 _INK = "#010203"
-"""Stands for the colour of the page's text, which an inline SVG takes as `currentColor`."""
+"""Stands for the color of the page's text, which an inline SVG takes as `currentColor`."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "priorshift",
@@ -46,12 +47,12 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Section:
-    """A figure of the page: its panels as inline SVG, what they show, and their numbers.
+    """A figure of the page: its panels as inline SVG, their caption, and their numbers.
 
     Attributes:
         heading: Heading of the section.
         panels: The figures.
-        caption: What they show.
+        caption: Caption of the figure.
         numbers: Every number that is drawn, unless another table of the page holds them.
     """
 
@@ -63,7 +64,7 @@ class Section:
 
 @contextmanager
 def page_style() -> Iterator[None]:
-    """Within it figures are drawn as pages show them."""
+    """Context in which figures are drawn in the style of the pages."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # The browser sets the text, in fonts that have the glyphs of every class name.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -80,7 +81,7 @@ def inline_svg(ax: Axes, prefix: str, alt: str) -> Markup:
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
         element.attrib = {
-            name.rpartition("}")[2]: _localised(name.rpartition("}")[2], value, prefix)
+            name.rpartition("}")[2]: _localized(name.rpartition("}")[2], value, prefix)
             for name, value in element.attrib.items()
         }
     for parent in list(root.iter()):
@@ -91,7 +92,7 @@ def inline_svg(ax: Axes, prefix: str, alt: str) -> Markup:
 
 
 def as_text(value: object) -> str:
-    """A fact as the page states it."""
+    """A fact as text for the page."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {as_text(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -121,9 +122,9 @@ def render_page(
         template: Name of a template of this package that extends `base.html.j2`.
         title: Heading of the page.
         verdict: The sentences on top.
-        data: What the page holds as JSON.
+        data: Data of the page, as JSON.
         script: The only script that the page lets the browser run.
-        content: What else the template names.
+        content: Other variables of the template.
     """
     environment = Environment(
         loader=PackageLoader("priorshift.report"),
@@ -170,7 +171,7 @@ def as_json(value: Any) -> Markup:
     return htmlsafe_json_dumps(_plain(value), allow_nan=False)
 
 
-def _localised(name: str, value: str, prefix: str) -> str:
+def _localized(name: str, value: str, prefix: str) -> str:
     if name == "id":
         return f"{prefix}-{value}"
     if name == "href":
@@ -183,7 +184,9 @@ def _plain(value: Any) -> Any:
     """A value as JSON holds it; numbers that JSON does not know become null."""
     if is_dataclass(value):
         value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, Tensor):
+    if isinstance(value, Prior):
+        value = value.probs
+    if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

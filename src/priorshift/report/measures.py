@@ -1,20 +1,22 @@
-"""What the figures show, as plain data: by class, by bin of confidence, by what is known of the mix."""
+"""Data of the figures: by class, by bin of confidence, by target prior."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
+import numpy as np
+from jaxtyping import Float
 
-from priorshift import metrics, shift
-from priorshift.adaptation import TARGETS, Price
+from priorshift import shift
 from priorshift.estimation import PriorEstimate
-from priorshift.evaluation import Spread, by_method
-from priorshift.metrics import Reliability
+from priorshift.evaluation import TARGET_PRIORS, OracleGap, Spread, by_method
+from priorshift.metrics import Reliability, _summaries
+from priorshift.metrics._kernels import edges_of
 from priorshift.predictions import Predictions
 from priorshift.priors import Prior
+from priorshift.report.decisions import decide, mean_probs
 
-Prices = Mapping[str, Mapping[str, Sequence[Price]]]
-"""Method → mix → what not knowing it costs, of each run."""
+OracleGaps = Mapping[str, Mapping[str, Sequence[OracleGap]]]
+"""Method → mix → oracle gap of each run."""
 
 
 @dataclass(frozen=True)
@@ -71,29 +73,29 @@ class PooledReliability:
     @property
     def error(self) -> float:
         """The expected calibration error of the pooled runs."""
-        return float((self.bins.weight * (self.bins.accuracy - self.bins.confidence).abs()).nansum())
+        return float(np.nansum(self.bins.weight * np.abs(self.bins.accuracy - self.bins.confidence)))
 
     @property
     def confidence(self) -> float:
         """Mean confidence."""
-        return float((self.bins.weight * self.bins.confidence).nansum())
+        return float(np.nansum(self.bins.weight * self.bins.confidence))
 
     @property
     def accuracy(self) -> float:
         """Accuracy."""
-        return float((self.bins.weight * self.bins.accuracy).nansum())
+        return float(np.nansum(self.bins.weight * self.bins.accuracy))
 
 
 @dataclass(frozen=True)
 class ClassShare:
-    """How much of the target is of a class.
+    """Share of a class in the target.
 
     Attributes:
         index: The class.
         name: Its name, where it has one.
         carried: Its share in the prior that the logits carry.
         estimated: Its estimated share.
-        interval: Of the estimate, where there is one.
+        interval: Interval of the estimate, where there is one.
         true: The frequency of its label, where labels are known.
     """
 
@@ -111,31 +113,31 @@ class ClassShare:
 
     @property
     def moved(self) -> bool:
-        """Whether there is an interval and it excludes the carried share."""
+        """True if there is an interval and it excludes the carried share."""
         return self.interval is not None and not self.interval[0] <= self.carried <= self.interval[1]
 
     @property
     def held(self) -> bool:
-        """Whether there are an interval and a true share, and the interval holds it."""
+        """True if there are an interval and a true share, and the interval holds it."""
         if self.interval is None or self.true is None:
             return False
         return self.interval[0] <= self.true <= self.interval[1]
 
 
 @dataclass(frozen=True)
-class PriceRow:
-    """What not knowing one mix costs one method, over its runs.
+class OracleGapRow:
+    """Accuracy of one method on one mix by target prior, and its oracle gap, over runs.
 
     Attributes:
         method: The method.
         mix: The mix, as it is spelled.
-        size: Unlabelled samples of a draw.
+        size: Unlabeled samples of a draw.
         draws: Draws of each run.
-        accuracy: On the mix: with `none`, `estimated` and `oracle` knowledge of it.
-        gain: Accuracy with the mix estimated less accuracy with it not used, run by run.
-        price: Accuracy with the mix known less accuracy with it estimated, run by run.
+        accuracy: On the mix, for each of `priorshift.evaluation.TARGET_PRIORS`.
+        gain: Accuracy with the mix estimated minus accuracy with it not used, run by run.
+        gap: Accuracy with the mix known minus accuracy with it estimated, run by run.
         error: Mean absolute error of the estimate over classes.
-        floor: The same of the drawn labels' own frequencies.
+        sampling_error: The same of the frequencies of the drawn labels.
     """
 
     method: str
@@ -144,9 +146,9 @@ class PriceRow:
     draws: int
     accuracy: Mapping[str, Spread]
     gain: Spread
-    price: Spread
+    gap: Spread
     error: Spread
-    floor: Spread
+    sampling_error: Spread
 
 
 def class_shares(predictions: Predictions, estimate: PriorEstimate) -> list[ClassShare]:
@@ -172,7 +174,7 @@ def class_shares(predictions: Predictions, estimate: PriorEstimate) -> list[Clas
     ends = estimate.intervals
     intervals = None if ends is None else list(zip(ends.lower.tolist(), ends.upper.tolist(), strict=True))
     labels = predictions.labels
-    true = None if labels is None else (labels.bincount(minlength=len(found)).double() / len(labels)).tolist()
+    true = None if labels is None else (np.bincount(labels, minlength=len(found)) / len(labels)).tolist()
     return [
         ClassShare(
             index=index,
@@ -186,36 +188,38 @@ def class_shares(predictions: Predictions, estimate: PriorEstimate) -> list[Clas
     ]
 
 
-def price_rows(prices: Prices) -> list[PriceRow]:
-    """What not knowing each mix costs each method, over its runs.
+def oracle_gap_rows(oracle_gaps: OracleGaps) -> list[OracleGapRow]:
+    """Accuracy by target prior and oracle gap of each method on each mix, over its runs.
 
     Args:
-        prices: For each method and mix what `priorshift.adaptation.price_of_estimating` gave for each run.
+        oracle_gaps: For each method and mix the result of `priorshift.evaluation.oracle_gap` for each run.
 
     Raises:
         ValueError: If two methods differ in their mixes, or there is a mix without a run.
     """
-    mixes = [list(of_mixes) for of_mixes in prices.values()]
+    mixes = [list(of_mixes) for of_mixes in oracle_gaps.values()]
     if any(sorted(other) != sorted(mixes[0]) for other in mixes):
-        raise ValueError("Expected `prices` with the same mixes for every method, but they differ.")
+        raise ValueError("Expected `oracle_gaps` with the same mixes for every method, but they differ.")
     rows = []
-    for method, of_mixes in prices.items():
+    for method, of_mixes in oracle_gaps.items():
         for mix in mixes[0]:
             runs = of_mixes[mix]
             if not runs:
-                raise ValueError(f"Expected `prices` of at least one run of {method} at {mix}, but got none.")
-            by_run = {known: [run.accuracy[known].mean for run in runs] for known in TARGETS}
+                raise ValueError(
+                    f"Expected `oracle_gaps` of at least one run of {method} at {mix}, but got none."
+                )
+            by_run = {known: [run.accuracy[known].mean for run in runs] for known in TARGET_PRIORS}
             rows.append(
-                PriceRow(
+                OracleGapRow(
                     method=method,
                     mix=mix,
                     size=runs[0].size,
-                    draws=runs[0].price.runs,
+                    draws=runs[0].gap.runs,
                     accuracy={known: Spread.of(values) for known, values in by_run.items()},
                     gain=_spread_of_differences(by_run["estimated"], by_run["none"]),
-                    price=_spread_of_differences(by_run["oracle"], by_run["estimated"]),
+                    gap=_spread_of_differences(by_run["oracle"], by_run["estimated"]),
                     error=Spread.of([run.error.mean for run in runs]),
-                    floor=Spread.of([run.floor.mean for run in runs]),
+                    sampling_error=Spread.of([run.sampling_error.mean for run in runs]),
                 )
             )
     return rows
@@ -230,10 +234,10 @@ def class_accuracies(runs: Sequence[Predictions], *, max_points: int = 20) -> By
             counts, so that a curve over a hundred classes can be read.
     """
 
-    def of(run: Predictions) -> list[float]:
+    def of(run: Predictions) -> Float[np.ndarray, " classes"]:
         assert run.labels is not None
-        values: list[float] = metrics.per_class_accuracy(run.predicted, run.labels, run.num_classes).tolist()
-        return values
+        hits = run.predicted == run.labels
+        return _summaries.recalls(run.labels, hits, np.ones(run.num_samples), run.num_classes)
 
     return _by_class(runs, of, max_points)
 
@@ -241,8 +245,8 @@ def class_accuracies(runs: Sequence[Predictions], *, max_points: int = 20) -> By
 def class_probs(runs: Sequence[Predictions]) -> ByClass:
     """Mean predicted probability of each class on the test set weighted to the uniform mix.
 
-    A classifier that fits that mix predicts every class with probability 1/C on average; the distance shows
-    how much of the training mix is left.
+    A classifier that fits that mix predicts every class with probability 1/C on average; the distance is the
+    part of the training mix that remains.
 
     Args:
         runs: Predictions with labels and training counts, as `priorshift.evaluation.compare` takes them.
@@ -251,14 +255,10 @@ def class_probs(runs: Sequence[Predictions]) -> ByClass:
         Hong et al., *Disentangling label distribution for long-tailed visual recognition*, CVPR 2021, Figure
         2.
     """
-
-    def of(run: Predictions) -> list[float]:
-        assert run.labels is not None
-        weights = shift.mix_weights(run.labels, Prior.uniform(run.num_classes))
-        values: list[float] = metrics.mean_class_probs(run.log_probs.exp(), weights=weights).tolist()
-        return values
-
-    return _by_class(runs, of, runs[0].num_classes)
+    labels = runs[0].labels
+    assert labels is not None
+    weights = shift.mix_weights(labels, Prior.uniform(runs[0].num_classes))
+    return _by_class(runs, lambda run: mean_probs(run, weights), runs[0].num_classes)
 
 
 def pooled_reliability(runs: Sequence[Predictions], *, num_bins: int = 20) -> list[PooledReliability]:
@@ -275,14 +275,14 @@ def pooled_reliability(runs: Sequence[Predictions], *, num_bins: int = 20) -> li
         uniform = Prior.uniform(group[0].num_classes)
         weights = shift.mix_weights(labels, uniform)
         for compensated in (False, True):
-            judged = [run.adjusted(uniform) if compensated else run for run in group]
-            bins = metrics.reliability(
-                torch.cat([run.log_probs.exp() for run in judged]),
-                labels.repeat(len(group)),
-                num_bins=num_bins,
-                weights=weights.repeat(len(group)),
-            )
-            diagrams.append(PooledReliability(method, compensated, bins, len(group), len(labels)))
+            decided = [
+                decide(run.adjusted(uniform) if compensated else run, num_bins=num_bins) for run in group
+            ]
+            hits, confidence, bins = (np.concatenate(each) for each in zip(*decided, strict=True))
+            masses = np.tile(weights, len(group))
+            diagram = _summaries.binned(bins, confidence, hits, masses, num_bins)
+            reliability = Reliability(edges_of(num_bins), *diagram)
+            diagrams.append(PooledReliability(method, compensated, reliability, len(group), len(labels)))
     return diagrams
 
 
@@ -293,20 +293,18 @@ def compensation_gains(runs: Sequence[Predictions], mix: str) -> dict[str, Sprea
         runs: Predictions with labels and training counts, as `priorshift.evaluation.compare` takes them.
         mix: Spelled as `priorshift.shift.target_prior` reads it.
     """
-    gains: dict[str, Spread] = {}
-    for method, group in by_method(runs).items():
-        changes = []
-        for run in group:
-            assert run.labels is not None and run.train_counts is not None
-            target = shift.target_prior(mix, run.train_counts, class_names=run.class_names)
-            weights = shift.mix_weights(run.labels, target)
-            without, compensated = (
-                metrics.accuracy(judged.predicted, run.labels, weights=weights)
-                for judged in (run, run.adjusted(target))
-            )
-            changes.append(compensated - without)
-        gains[method] = Spread.of(changes)
-    return gains
+    first = runs[0]
+    assert first.labels is not None and first.train_counts is not None
+    target = shift.target_prior(mix, first.train_counts, class_names=first.class_names)
+    weights = shift.mix_weights(first.labels, target)
+
+    def accuracy(run: Predictions) -> float:
+        return _summaries.mean(run.predicted == first.labels, weights)
+
+    return {
+        method: Spread.of([accuracy(run.adjusted(target)) - accuracy(run) for run in group])
+        for method, group in by_method(runs).items()
+    }
 
 
 def _spread_of_differences(values: Sequence[float], others: Sequence[float]) -> Spread:
@@ -314,29 +312,28 @@ def _spread_of_differences(values: Sequence[float], others: Sequence[float]) -> 
 
 
 def _by_class(
-    runs: Sequence[Predictions], of: Callable[[Predictions], list[float]], max_points: int
+    runs: Sequence[Predictions],
+    of: Callable[[Predictions], Float[np.ndarray, " classes"]],
+    max_points: int,
 ) -> ByClass:
     first = runs[0]
     counts = first.train_counts
     assert counts is not None
-    order = counts.argsort(descending=True, stable=True)
-    groups = order.tensor_split(min(max_points, len(order)))
+    order = np.argsort(-counts, kind="stable")
+    groups = np.array_split(order, min(max_points, len(order)))
     names = first.class_names or tuple(map(str, range(first.num_classes)))
     uniform = Prior.uniform(first.num_classes)
     rows = []
     for method, runs_of_method in by_method(runs).items():
         for compensated in (False, True):
-            values = [
-                torch.tensor(of(run.adjusted(uniform) if compensated else run), dtype=torch.float64)
-                for run in runs_of_method
-            ]
-            spreads = tuple(Spread.of([value[group].mean().item() for value in values]) for group in groups)
+            values = [of(run.adjusted(uniform) if compensated else run) for run in runs_of_method]
+            spreads = tuple(Spread.of([float(value[group].mean()) for value in values]) for group in groups)
             rows.append(ClassRow(method, compensated, spreads))
     return ByClass(
         names=tuple(
             names[group[0]] if len(group) == 1 else f"{names[group[0]]} … {names[group[-1]]} ({len(group)})"
             for group in groups
         ),
-        train_counts=tuple(round(counts[group].to(torch.float64).mean().item()) for group in groups),
+        train_counts=tuple(round(float(counts[group].mean())) for group in groups),
         rows=tuple(rows),
     )

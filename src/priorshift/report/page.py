@@ -1,13 +1,13 @@
-"""One self-contained HTML page from saved predictions, with a panel for any other mix; nothing to fetch."""
+"""Self-contained HTML page from saved predictions, with a panel for any other mix."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
+import numpy as np
 from markupsafe import Markup
 
 from priorshift import shift
@@ -26,7 +26,7 @@ from priorshift.report.html import (
     save_page,
     unbroken,
 )
-from priorshift.report.measures import ByClass, PooledReliability, PriceRow, Prices
+from priorshift.report.measures import ByClass, OracleGapRow, OracleGaps, PooledReliability
 from priorshift.report.tables import Table
 from priorshift.report.what_if import CompactCopy, Error
 
@@ -36,12 +36,12 @@ _GROUPS = ("accuracy", "many", "medium", "few")
 _CALIBRATION = ("ece", "classwise_ece", "brier", "nll")
 _SCRIPT = resources.files("priorshift.report").joinpath("templates/what_if.js").read_text(encoding="utf-8")
 _SENTENCES = 1_000
-"""Bytes by which the words about the panel may differ with how much is in it."""
+"""Bytes by which the sentences about the panel may differ in length."""
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """The what-if panel: what its script reads, and what the reader should know of it."""
+    """The what-if panel: the data for its script, and the sentence on its precision."""
 
     data: Markup
     codes: str
@@ -56,12 +56,12 @@ def write_report(
     title: str,
     mixes: Sequence[str] = shift.STANDARD_MIXES,
     facts: Mapping[str, str] = MappingProxyType({}),
-    prices: Prices = MappingProxyType({}),
+    oracle_gaps: OracleGaps = MappingProxyType({}),
 ) -> Path:
-    """Compare runs on a list of class mixes and write one HTML page of verdict, tables and figures.
+    """Compares runs on a list of class mixes and writes one HTML page of verdict, tables and figures.
 
     The same runs give the same page, byte for byte. It holds every number it draws, as tables and as JSON.
-    In a panel the reader sets any other mix; it judges a compact copy of the predictions in the page, of as
+    In a panel the reader sets any other mix; it scores a compact copy of the predictions in the page, of as
     many test samples as keep the page below 5 MB.
 
     Args:
@@ -70,26 +70,28 @@ def write_report(
         path: The file to write, whole or not at all.
         title: Heading of the page.
         mixes: Spelled as `priorshift.shift.target_prior` reads them.
-        facts: What else the reader should know of the runs, such as data set and command.
-        prices: For methods of `runs`, for each mix, what `priorshift.adaptation.price_of_estimating` gave for
-            each run; the page then says what it costs not to know the mix.
+        facts: Further facts about the runs for the page, such as data set and command.
+        oracle_gaps: For methods of `runs`, for each mix, the result of `priorshift.evaluation.oracle_gap` for
+            each run; the page then shows the loss of estimating the mix against knowing it.
 
     Returns:
         The path.
 
     Raises:
         ValueError: If there is no run or no mix, the runs are not of one test set, one lacks labels or
-            counts, or `prices` are not of these methods or incomplete.
+            counts, or `oracle_gaps` are not of these methods or incomplete.
         OSError: If the file cannot be written.
     """
     if not mixes:
         raise ValueError("Expected at least one mix in `mixes`, but got none.")
-    runs = [replace(run, method=run.method or "unnamed method") for run in runs]
+    runs = [run if run.method else run._with(method="unnamed method") for run in runs]
     comparison = compare(runs, mixes)
-    unknown = set(prices) - set(by_method(runs))
+    unknown = set(oracle_gaps) - set(by_method(runs))
     if unknown:
-        raise ValueError(f"Expected `prices` of methods of `runs`, but got {', '.join(sorted(unknown))}.")
-    price_rows = measures.price_rows(prices)
+        raise ValueError(
+            f"Expected `oracle_gaps` of methods of `runs`, but got {', '.join(sorted(unknown))}."
+        )
+    gap_rows = measures.oracle_gap_rows(oracle_gaps)
     uniform = comparison if "uniform" in mixes else compare(runs, ["uniform"])
     gains = {mix: measures.compensation_gains(runs, mix) for mix in words.focal_mixes(mixes)}
     accuracies, probs = measures.class_accuracies(runs), measures.class_probs(runs)
@@ -100,7 +102,7 @@ def write_report(
             "by_class": _by_class(accuracies, runs[0].num_classes),
             "average": _average(probs),
             "calibration": _calibration(diagrams),
-            "prices": _prices(price_rows) if price_rows else None,
+            "oracle_gaps": _oracle_gaps(gap_rows) if gap_rows else None,
         }
     shared, per_run = _facts(runs)
     estimates = _estimates(runs)
@@ -118,9 +120,11 @@ def write_report(
             accuracy_table=tables.comparison_table(comparison),
             group_table=tables.score_table(uniform, "uniform", _GROUPS),
             estimate_table=_estimate_table(runs, estimates),
-            price_table=tables.price_table(price_rows) if price_rows else None,
-            price_verdict=[unbroken(sentence) for sentence in adaptation_words.price_verdict(price_rows)]
-            if price_rows
+            oracle_gap_table=tables.oracle_gap_table(gap_rows) if gap_rows else None,
+            oracle_gap_verdict=[
+                unbroken(sentence) for sentence in adaptation_words.oracle_gap_verdict(gap_rows)
+            ]
+            if gap_rows
             else (),
             calibration_table=tables.score_table(uniform, "uniform", _CALIBRATION),
             sizes=Table(
@@ -142,7 +146,7 @@ def write_report(
                 "class_probs": probs,
                 "reliability": diagrams,
                 "estimates": estimates,
-                **({"prices": price_rows} if price_rows else {}),
+                **({"oracle_gaps": gap_rows} if gap_rows else {}),
                 "runs": [{"method": run.method, "carried": run.carried.probs, **run.facts} for run in runs],
             },
         )
@@ -164,7 +168,7 @@ def _by_mix(comparison: Comparison) -> Section:
             "Accuracy on the test set weighted to each mix. Forward mixes lean like the training set, "
             "backward mixes the other way; the ratio is that of the most to the least frequent class, 1 the "
             "uniform mix. Dashed: as trained. Solid: compensated, for which the mix must be known. Bands: ± "
-            "one standard deviation over seeds. Where both coincide, only the solid line is seen."
+            "one standard deviation over seeds. Where both coincide, only the solid line is visible."
         ),
         numbers=(tables.mix_numbers(comparison),),
     )
@@ -226,7 +230,7 @@ def _calibration(diagrams: Sequence[PooledReliability]) -> Section:
             for index, diagram in enumerate(diagrams)
         ),
         caption=(
-            "Accuracy (coloured) and its gap to mean confidence (grey) in 20 bins of confidence, on the test "
+            "Accuracy (colored) and its gap to mean confidence (gray) in 20 bins of confidence, on the test "
             "set weighted to the uniform mix; above, predictions per bin. Dashed edges: as trained. Solid: "
             "compensated to that mix. The runs of a method are pooled over seeds, so the pooled ECE is not "
             "the mean ECE of the table. Bins of few predictions scatter by chance."
@@ -235,24 +239,24 @@ def _calibration(diagrams: Sequence[PooledReliability]) -> Section:
     )
 
 
-def _prices(rows: Sequence[PriceRow]) -> Section:
+def _oracle_gaps(rows: Sequence[OracleGapRow]) -> Section:
     methods = tuple(dict.fromkeys(row.method for row in rows))
     return Section(
         heading="When the mix is not known",
         panels=tuple(
             inline_svg(
-                figures.plot_prices(rows, method),
-                f"prices{index}",
-                adaptation_words.describe_prices(rows, method),
+                figures.plot_oracle_gaps(rows, method),
+                f"oracle-gaps{index}",
+                adaptation_words.describe_oracle_gaps(rows, method),
             )
             for index, method in enumerate(methods)
         ),
         caption=(
             "Accuracy on the test set weighted to each mix. Dashed: the mix is not used. Solid: it is "
-            "estimated from unlabelled samples. Dotted: it is known. Bands: ± one standard deviation over "
-            "runs of the first two. How far the estimates are off stands with the numbers."
+            "estimated from unlabeled samples. Dotted: it is known. Bands: ± one standard deviation over "
+            "runs of the first two. The error of the estimates is in the table of the numbers."
         ),
-        numbers=tuple(tables.price_numbers(rows, method) for method in methods),
+        numbers=tuple(tables.oracle_gap_numbers(rows, method) for method in methods),
     )
 
 
@@ -268,7 +272,7 @@ def _summary(runs: Sequence[Predictions]) -> str:
 
 
 def _estimates(runs: Sequence[Predictions]) -> dict[str, list[Prior]]:
-    """What each run takes the mix of the test images for, without their labels."""
+    """The mix of the test images as estimated from each run, without labels."""
     return {
         method: [estimate_prior(run, intervals="none").prior for run in group]
         for method, group in by_method(runs).items()
@@ -278,7 +282,7 @@ def _estimates(runs: Sequence[Predictions]) -> dict[str, list[Prior]]:
 def _presets(
     runs: Sequence[Predictions], mixes: Sequence[str], estimates: Mapping[str, Sequence[Prior]]
 ) -> dict[str, Prior]:
-    """The mixes that the panel starts from, by the name that the reader picks them by."""
+    """The mixes that the panel can start from, by name."""
     first = runs[0]
     assert first.train_counts is not None
     spelled = {
@@ -292,9 +296,7 @@ def _presets(
         },
         "test images": _label_mix(first),
         **{
-            f"test images, estimated by {method}": Prior(
-                torch.stack([each.probs for each in found]).mean(dim=0)
-            )
+            f"test images, estimated by {method}": Prior(np.mean([each.probs for each in found], axis=0))
             for method, found in estimates.items()
         },
     }
@@ -308,10 +310,10 @@ def _estimate_table(runs: Sequence[Predictions], estimates: Mapping[str, Sequenc
 
     def line(name: str, mixes: Sequence[Prior]) -> tuple[str, ...]:
         shares = [
-            Spread.of([mix.probs[list(part.classes)].sum().item() for mix in mixes]).percent()
+            Spread.of([float(mix.probs[list(part.classes)].sum()) for mix in mixes]).percent()
             for part in sliders
         ]
-        misplaced = Spread.of([(mix.probs - truth).abs().sum().item() / 2 for mix in mixes])
+        misplaced = Spread.of([float(np.abs(mix.probs - truth).sum()) / 2 for mix in mixes])
         return (name, *shares, misplaced.percent())
 
     return Table(
@@ -322,7 +324,7 @@ def _estimate_table(runs: Sequence[Predictions], estimates: Mapping[str, Sequenc
             *(line(f"Test images, estimated by {method}", found) for method, found in estimates.items()),
         ),
         caption=(
-            "Shares, percent. Misplaced: how much of the mix stands with other classes than by the labels. "
+            "Shares, percent. Misplaced: the total variation distance to the mix of the labels. "
             "Estimated by empirical Bayes from logits as they are, not calibrated; mean ± sd over runs."
         ),
     )
@@ -330,7 +332,7 @@ def _estimate_table(runs: Sequence[Predictions], estimates: Mapping[str, Sequenc
 
 def _label_mix(run: Predictions) -> Prior:
     assert run.labels is not None
-    return Prior(run.labels.bincount(minlength=run.num_classes))
+    return Prior(np.bincount(run.labels, minlength=run.num_classes))
 
 
 def _parts(run: Predictions) -> tuple[what_if.Part, ...]:
@@ -364,12 +366,12 @@ def _panel(
 
 
 def _above(value: float, decimals: int) -> str:
-    """The next number of so many decimals that is not below the value."""
+    """The value rounded up to so many decimals."""
     return f"{math.ceil(value * 10**decimals) / 10**decimals:.{decimals}f}"
 
 
 def _facts(runs: Sequence[Predictions]) -> tuple[dict[str, str], Table]:
-    """What is true of all runs, and a table of what differs between them."""
+    """The facts that all runs share, and a table of those that differ."""
     texts = [{key: as_text(value) for key, value in run.facts.items()} for run in runs]
     keys = dict.fromkeys(key for text in texts for key in text)
     shared = {

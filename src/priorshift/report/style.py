@@ -1,6 +1,6 @@
-"""What all figures share: one colour for each method, told apart by colour-blind readers, and bare axes.
+"""Style of all figures: one color for each method, distinct for color-blind readers, and bare axes.
 
-The colours are Okabe and Ito's. Text and lines that are no data take the colours of the reader's own
+The colors are Okabe and Ito's. Text and lines that are no data take the colors of the reader's own
 Matplotlib settings.
 
 Reference:
@@ -26,11 +26,11 @@ _RESERVED = dict(
         strict=True,
     )
 )
-"""The methods that are met most often: they have their colour whatever else is drawn."""
+"""The methods that are met most often: they have their color whatever else is drawn."""
 
 
 def method_colors(methods: Sequence[str]) -> dict[str, str]:
-    """The colour of each method: its reserved one or a free one; then they repeat, told apart by markers.
+    """The color of each method: its reserved one or a free one; then colors repeat with other markers.
 
     Example:
         >>> method_colors(["LADE"]) == {"LADE": method_colors(["Softmax", "LADE"])["LADE"]}
@@ -52,7 +52,7 @@ def new_axes(size: tuple[float, float]) -> Axes:
 
 
 def tidy(ax: Axes, axis: Literal["x", "y"] = "y") -> None:
-    """Take away the lines of a panel that say nothing."""
+    """Remove the top and right spines; draw a faint grid along one axis."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis=axis, alpha=0.18, linewidth=0.8)
     ax.set_axisbelow(True)
@@ -75,7 +75,7 @@ def legend_above(
 
 
 def ink() -> str:
-    """The colour of text and of lines that are no data."""
+    """The color of text and of lines that are no data."""
     color: str = matplotlib.rcParams["text.color"]
     return color
 

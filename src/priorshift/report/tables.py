@@ -1,4 +1,4 @@
-"""What was measured as tables of text, for a page, a Markdown file or a terminal."""
+"""Tables of text for a page, a Markdown file or a terminal."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from priorshift.evaluation import Comparison, Scores, Spread
-from priorshift.report.measures import ByClass, ClassShare, PooledReliability, PriceRow
+from priorshift.report.measures import ByClass, ClassShare, OracleGapRow, PooledReliability
 
 if TYPE_CHECKING:
     import rich.table
@@ -26,8 +26,8 @@ SCORES = {
     "few": "Few",
 }
 """The scores of a comparison and how they are headed."""
-KNOWLEDGE = {"none": "mix not used", "estimated": "mix estimated", "oracle": "mix known"}
-"""What may be known of the target mix, as `priorshift.adaptation.TARGETS` names it, in words."""
+TARGET_TITLES = {"none": "mix not used", "estimated": "mix estimated", "oracle": "mix known"}
+"""Titles of the target priors of `priorshift.evaluation.TARGET_PRIORS`."""
 _PERCENT = frozenset({"accuracy", "balanced_error", "macro_f1", "many", "medium", "few"})
 _LOWER_IS_BETTER = frozenset({"balanced_error", "ece", "classwise_ece", "brier", "nll"})
 
@@ -39,7 +39,7 @@ class Table:
     Attributes:
         headers: One per column; the first column names the rows.
         rows: Rows of as many cells.
-        caption: What the table holds, in a sentence.
+        caption: Content of the table, in a sentence.
         best: (row, column) of the cells to set in bold.
     """
 
@@ -163,7 +163,7 @@ def share_table(shares: Sequence[ClassShare], num_samples: int, level: float | N
         shares: What `priorshift.report.class_shares` returned, or some of it.
         num_samples: Target samples; so many digits are shown that one of them makes a difference.
         level: Confidence level of the intervals; None where there are none.
-        caption: What the table holds.
+        caption: Caption of the table.
     """
     decimals = max(2, len(str(num_samples)) - 1)
 
@@ -190,12 +190,12 @@ def share_table(shares: Sequence[ClassShare], num_samples: int, level: float | N
     )
 
 
-def knowledge_table(scores: Mapping[str, Scores], caption: str) -> Table:
-    """Scores with the target mix not used, estimated and known, and what estimating it costs.
+def target_table(scores: Mapping[str, Scores], caption: str) -> Table:
+    """Scores with the target mix not used, estimated and known, and the gap of the second to the third.
 
     Args:
-        scores: What `priorshift.adaptation.scores_by_knowledge` returned.
-        caption: What the table holds.
+        scores: What `priorshift.evaluation.scores_by_target_prior` returned.
+        caption: Caption of the table.
     """
     shown = ("accuracy", "balanced_error", "nll", "ece")
 
@@ -204,7 +204,7 @@ def knowledge_table(scores: Mapping[str, Scores], caption: str) -> Table:
             return UNDEFINED
         return f"{100 * value:.2f}" if score in _PERCENT else f"{value:.4f}"
 
-    def loss(score: str) -> float | None:
+    def gap(score: str) -> float | None:
         estimated, oracle = scores["estimated"][score], scores["oracle"][score]
         if estimated is None or oracle is None:
             return None
@@ -212,60 +212,60 @@ def knowledge_table(scores: Mapping[str, Scores], caption: str) -> Table:
 
     arrows = {score: "↓" if score in _LOWER_IS_BETTER else "↑" for score in shown}
     return Table(
-        headers=("Knowledge", *(f"{SCORES[score]} {arrows[score]}" for score in shown)),
+        headers=("Target prior", *(f"{SCORES[score]} {arrows[score]}" for score in shown)),
         rows=(
             *(
                 (words, *(cell(scores[known][score], score) for score in shown))
-                for known, words in KNOWLEDGE.items()
+                for known, words in TARGET_TITLES.items()
             ),
-            ("Price of estimating", *(_signed(cell(loss(score), score)) for score in shown)),
+            ("Oracle gap", *(_signed(cell(gap(score), score)) for score in shown)),
         ),
         caption=caption,
     )
 
 
-def price_table(rows: Sequence[PriceRow]) -> Table:
-    """Accuracy of each method with each mix not used, estimated and known, and what estimating costs."""
+def oracle_gap_table(rows: Sequence[OracleGapRow]) -> Table:
+    """Accuracy of each method with each mix not used, estimated and known, and the oracle gap."""
     mixes = list(dict.fromkeys(row.mix for row in rows))
     lines: list[tuple[str, ...]] = []
     for method in dict.fromkeys(row.method for row in rows):
         by_mix = {row.mix: row for row in rows if row.method == method}
-        for known, knowledge in KNOWLEDGE.items():
+        for known, knowledge in TARGET_TITLES.items():
             accuracies = (by_mix[mix].accuracy[known].percent() for mix in mixes)
             lines.append((f"{method}, {knowledge}", *accuracies))
-        prices = (_signed(by_mix[mix].price.percent()) for mix in mixes)
-        lines.append((f"{method}, price in points", *prices))
+        gaps = (_signed(by_mix[mix].gap.percent()) for mix in mixes)
+        lines.append((f"{method}, oracle gap in points", *gaps))
     sizes = " or ".join(dict.fromkeys(f"{row.size:,}" for row in rows))
     return Table(
         headers=("Method", *map(mix_name, mixes)),
         rows=tuple(lines),
         caption=(
             f"Accuracy, percent, on the test set weighted to each mix, which is estimated from {sizes} "
-            f"unlabelled samples; {_over_price_runs(rows)}. The price is accuracy with the mix known less "
-            "accuracy with it estimated."
+            f"unlabeled samples; {_over_gap_runs(rows)}. The oracle gap is accuracy with the mix known "
+            "minus accuracy with it estimated."
         ),
     )
 
 
-def price_numbers(rows: Sequence[PriceRow], method: str) -> Table:
+def oracle_gap_numbers(rows: Sequence[OracleGapRow], method: str) -> Table:
     """Every number of the figure of one method, and how far its estimates are off."""
     of_method = [row for row in rows if row.method == method]
     return Table(
-        headers=("Mix", *(KNOWLEDGE.values()), "price", "error of the estimate", "sampling floor"),
+        headers=("Mix", *(TARGET_TITLES.values()), "oracle gap", "error of the estimate", "sampling error"),
         rows=tuple(
             (
                 mix_name(row.mix),
-                *(_digits(row.accuracy[known], 100, 2) for known in KNOWLEDGE),
-                _signed(_digits(row.price, 100, 2)),
+                *(_digits(row.accuracy[known], 100, 2) for known in TARGET_TITLES),
+                _signed(_digits(row.gap, 100, 2)),
                 _digits(row.error, 100, 2),
-                _digits(row.floor, 100, 2),
+                _digits(row.sampling_error, 100, 2),
             )
             for row in of_method
         ),
         caption=(
-            f"{method}: accuracy, percent; its price, points; mean absolute error of the estimated shares, "
-            "points, and that of the drawn labels' own frequencies, the sampling floor; "
-            f"{_over_price_runs(of_method)}."
+            f"{method}: accuracy, percent; oracle gap, points; mean absolute error of the estimated shares, "
+            "points, and that of the frequencies of the drawn labels, the sampling error; "
+            f"{_over_gap_runs(of_method)}."
         ),
     )
 
@@ -315,7 +315,7 @@ def console(table: Table) -> "rich.table.Table":
 
 
 def mix_name(mix: str) -> str:
-    """How a mix is called in tables and legends: as it is spelled, a file by its name without folders."""
+    """Name of a mix in tables and legends: as it is spelled; a file by its name without folders."""
     return PurePath(mix).name
 
 
@@ -344,8 +344,8 @@ def _signed(cell: str) -> str:
     return re.sub("^-", "−", re.sub(r"^-(?=0\.0+( |$))", "", cell))
 
 
-def _over_price_runs(rows: Sequence[PriceRow]) -> str:
-    runs = sorted({row.price.runs for row in rows})
+def _over_gap_runs(rows: Sequence[OracleGapRow]) -> str:
+    runs = sorted({row.gap.runs for row in rows})
     draws = " or ".join(dict.fromkeys(str(row.draws) for row in rows))
     means = f"means over {draws} draws" if draws != "1" else "one draw"
     if runs[-1] == 1:

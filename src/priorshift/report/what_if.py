@@ -1,19 +1,22 @@
-"""The what-if panel: a compact copy of the predictions, which a browser judges on any class mix."""
+"""The what-if panel: a compact copy of the predictions, which a browser scores on any class mix."""
 
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
 
-from priorshift import metrics, shift
+from priorshift import shift
+from priorshift._blocks import for_blocks
+from priorshift._inputs import ArrayLike
 from priorshift.evaluation import Spread, by_method
+from priorshift.metrics import _summaries
 from priorshift.predictions import Predictions
-from priorshift.priors import ArrayLike, Prior, as_prior
+from priorshift.priors import Prior, as_prior
+from priorshift.report.decisions import NUM_BINS, Decisions, decide
 from priorshift.report.figures import method_colors
 
 MOST_SLIDERS = 12
@@ -28,7 +31,7 @@ _TRIALS = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the panel shows of one method, as trained or compensated, at one mix.
+    """Scores of one method in the panel, as trained or compensated, at one mix.
 
     Attributes:
         method: The method.
@@ -45,7 +48,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Part:
-    """Classes whose share one slider sets together."""
+    """Classes whose total share one slider sets."""
 
     name: str
     classes: tuple[int, ...]
@@ -53,7 +56,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Error:
-    """How far scores of a compact copy were from those of the predictions, at most, over several mixes."""
+    """Largest differences of scores between a compact copy and the predictions over several mixes."""
 
     accuracy: float
     groups: float
@@ -63,7 +66,7 @@ class Error:
 
 @dataclass(frozen=True, eq=False)
 class CompactCopy:
-    r"""Predictions in a byte a number: how much less likely than the likeliest class each makes a sample.
+    r"""Predictions in one byte per number: the distance of each class to the likeliest one in log-likelihood.
 
     $$\frac{\log(1 + d_y)}{s}, \qquad d_y = \max_j \ell_j - \ell_y, \qquad \ell_y = f(x)[y] - \log q(y)$$
 
@@ -78,35 +81,33 @@ class CompactCopy:
         counts: Samples of each class, shape `[classes]`.
     """
 
-    codes: UInt8[Tensor, "runs samples classes"]
+    codes: UInt8[np.ndarray, "runs samples classes"]
     step: float
-    rows: Int[Tensor, " samples"]
-    counts: Int[Tensor, " classes"]
+    rows: Int[np.ndarray, " samples"]
+    counts: Int[np.ndarray, " classes"]
 
     @classmethod
     def of_nothing(cls, runs: Sequence[Predictions]) -> "CompactCopy":
-        """A copy of no sample, which shows how large a page is without one."""
+        """A copy of no sample, to measure the size of a page without one."""
         first = runs[0]
         return cls(
-            codes=torch.empty(len(runs), 0, first.num_classes, dtype=torch.uint8),
+            codes=np.empty((len(runs), 0, first.num_classes), dtype=np.uint8),
             step=1.0,
-            rows=torch.empty(0, dtype=torch.int64),
-            counts=torch.full((first.num_classes,), first.num_samples),
+            rows=np.empty(0, dtype=np.int64),
+            counts=np.full(first.num_classes, first.num_samples),
         )
 
     def decoded(self, runs: Sequence[Predictions]) -> list[Predictions]:
-        """The predictions as the panel sees them.
+        """The predictions that the panel computes from.
 
         Args:
             runs: Those that the copy was made of.
         """
-        every = torch.arange(256, dtype=torch.float64)
-        likelihoods = -torch.expm1(every * self.step)
-        likelihoods[_NEVER] = -torch.inf
+        likelihoods = -np.expm1(np.arange(256) * self.step)
+        likelihoods[_NEVER] = -np.inf
         return [
-            replace(
-                run,
-                logits=likelihoods[codes.long()] + run.carried.log_probs,
+            run._with(
+                logits=likelihoods[codes] + run.carried.log_probs,
                 labels=None if run.labels is None else run.labels[self.rows],
             )
             for run, codes in zip(runs, self.codes, strict=True)
@@ -114,7 +115,7 @@ class CompactCopy:
 
 
 def compact(runs: Sequence[Predictions], max_bytes: int) -> CompactCopy | None:
-    """Copy predictions in a byte a number, of as many samples as fit into so many bytes of base64.
+    """Copies predictions in one byte per number, of as many samples as fit into so many bytes of base64.
 
     Where not all fit, each class keeps the same share of its samples: those evenly spaced between the ones
     that the runs find easiest and hardest, so that the class stays about as hard as it was.
@@ -129,37 +130,25 @@ def compact(runs: Sequence[Predictions], max_bytes: int) -> CompactCopy | None:
     first = runs[0]
     labels = first.labels
     assert labels is not None
-    available = labels.bincount(minlength=first.num_classes)
+    available = np.bincount(labels, minlength=first.num_classes)
     # Base64 writes three bytes in four letters.
     room = min(len(labels), max_bytes // 4 * 3 // (len(runs) * first.num_classes))
-    least = available.clamp(max=FEWEST_PER_CLASS)
+    least = np.minimum(available, FEWEST_PER_CLASS)
     if least.sum() > room:
         return None
     rest, wanted = available - least, len(labels) - int(least.sum())
     counts = least + rest * (room - int(least.sum())) // max(wanted, 1)
-    uniform = Prior.uniform(first.num_classes)
-    ease = sum(run.adjusted(uniform).log_probs[torch.arange(len(labels)), labels] for run in runs)
-    assert isinstance(ease, Tensor)
-    by_ease = ease.argsort(descending=True, stable=True)
-    by_class = by_ease[labels[by_ease].argsort(stable=True)]
-    starts = available.cumsum(0) - available
-    rows = torch.cat(
-        [
-            by_class[start + ((torch.arange(kept) + 0.5) * (size / max(kept, 1))).long()]
-            for start, size, kept in zip(starts.tolist(), available.tolist(), counts.tolist(), strict=True)
-        ]
-    )
-    distances = [_distances(run, rows) for run in runs]
-    deepest = max(float(each[each.isfinite()].max()) for each in distances)
+    rows = _spread_rows(_ease(runs, labels), labels, available, counts)
+    deepest = max(_deepest(run, rows) for run in runs)
     step = math.log1p(deepest) / (_NEVER - 1) or 1.0
-    codes = torch.stack(
-        [(each.log1p() / step).round().nan_to_num(posinf=_NEVER).to(torch.uint8) for each in distances]
-    )
+    codes = np.empty((len(runs), len(rows), first.num_classes), dtype=np.uint8)
+    for run, code in zip(runs, codes, strict=True):
+        _encode(run, rows, step, code)
     return CompactCopy(codes=codes, step=step, rows=rows, counts=counts)
 
 
 def what_if(runs: Sequence[Predictions], target: Prior | ArrayLike) -> tuple[Outcome, ...]:
-    """What the panel shows at a class mix, from the predictions themselves: each method, then compensated.
+    """Scores in the panel at a class mix, from the full predictions: each method, then compensated.
 
     Args:
         runs: Predictions on one and the same test set, with labels and training counts.
@@ -168,24 +157,14 @@ def what_if(runs: Sequence[Predictions], target: Prior | ArrayLike) -> tuple[Out
     Raises:
         ValueError: If a class that `target` gives mass to has no sample, or `target` is not of $C$ classes.
     """
-    mix = as_prior(target, "target", runs[0].num_classes)
-    outcomes = []
-    for method, group in by_method(runs).items():
-        for compensated in (False, True):
-            judged = [_judge(run.adjusted(mix) if compensated else run, mix) for run in group]
-            scores = {}
-            for name in judged[0][0]:
-                values = [value for table, _ in judged if (value := table[name]) is not None]
-                scores[name] = Spread.of(values) if values else None
-            by_class = torch.stack([accuracies for _, accuracies in judged]).mean(dim=0)
-            outcomes.append(Outcome(method, compensated, scores, tuple(by_class.tolist())))
-    return tuple(outcomes)
+    mix = as_prior(target, "target", runs[0].num_classes, names=runs[0].class_names)
+    return _outcomes(runs, mix, [decide(run) for run in runs])
 
 
 def largest_error(copy: CompactCopy, runs: Sequence[Predictions], targets: Sequence[Prior]) -> Error:
-    """How far the panel is from the predictions, at most, over many mixes.
+    """Largest differences of scores between a copy and the predictions over many mixes.
 
-    Besides the given ones these are random mixes and what a slider at its end makes of the training mix.
+    Besides the given mixes these are random ones and the training mix without the classes of each slider.
 
     Args:
         copy: A copy of the predictions.
@@ -197,14 +176,14 @@ def largest_error(copy: CompactCopy, runs: Sequence[Predictions], targets: Seque
     counts = runs[0].train_counts
     assert counts is not None
     for part in parts(counts, [""] * len(counts)):
-        without = counts.clone()
+        without = counts.copy()
         without[list(part.classes)] = 0
         if without.any():
             mixes.append(Prior(without))
-    decoded = copy.decoded(runs)
+    both = [(of, [decide(run) for run in of]) for of in (runs, copy.decoded(runs))]
     errors: dict[str, float] = {}
     for mix in mixes:
-        for exact, panel in zip(what_if(runs, mix), what_if(decoded, mix), strict=True):
+        for exact, panel in zip(*(_outcomes(of, mix, as_trained) for of, as_trained in both), strict=True):
             for name, spread in exact.scores.items():
                 shown = panel.scores[name]
                 if spread is not None and shown is not None:
@@ -217,49 +196,47 @@ def largest_error(copy: CompactCopy, runs: Sequence[Predictions], targets: Seque
     )
 
 
-def groups(train_counts: Int[Tensor, " classes"]) -> tuple[Part, ...]:
+def groups(train_counts: Int[np.ndarray, " classes"]) -> tuple[Part, ...]:
     """The classes of more than 100, of 20 to 100 and of fewer than 20 training samples, where there are any.
 
     Example:
-        >>> [(group.name, group.classes) for group in groups(torch.tensor([30, 500, 101, 2, 1]))]
+        >>> [(group.name, group.classes) for group in groups(np.array([30, 500, 101, 2, 1]))]
         [('Many', (1, 2)), ('Medium', (0,)), ('Few', (3, 4))]
     """
     many, few = train_counts > 100, train_counts < 20
     members = {"Many": many, "Medium": ~many & ~few, "Few": few}
     return tuple(
-        Part(name, tuple(torch.nonzero(inside).flatten().tolist()))
-        for name, inside in members.items()
-        if inside.any()
+        Part(name, tuple(np.flatnonzero(inside).tolist())) for name, inside in members.items() if inside.any()
     )
 
 
-def parts(train_counts: Int[Tensor, " classes"], class_names: Sequence[str]) -> tuple[Part, ...]:
-    """What each slider moves: a class if there are at most 12, else a group, else a third of the classes.
+def parts(train_counts: Int[np.ndarray, " classes"], class_names: Sequence[str]) -> tuple[Part, ...]:
+    """The classes of each slider: one class if there are at most 12, else a group, else a third of them.
 
     Example:
         >>> names = [f"class {index}" for index in range(13)]
-        >>> [part.name for part in parts(torch.tensor([7, 9]), names[:2])]
+        >>> [part.name for part in parts(np.array([7, 9]), names[:2])]
         ['class 1', 'class 0']
-        >>> [(part.name, len(part.classes)) for part in parts(torch.arange(10, 140, 10), names)]
+        >>> [(part.name, len(part.classes)) for part in parts(np.arange(10, 140, 10), names)]
         [('Many', 3), ('Medium', 9), ('Few', 1)]
-        >>> [(part.name, len(part.classes)) for part in parts(torch.full((13,), 500), names)]
+        >>> [(part.name, len(part.classes)) for part in parts(np.full(13, 500), names)]
         [('Most frequent third', 5), ('Middle third', 4), ('Rarest third', 4)]
     """
-    order = train_counts.argsort(descending=True, stable=True)
+    order = np.argsort(-train_counts, kind="stable")
     if len(order) <= MOST_SLIDERS:
         return tuple(Part(class_names[index], (index,)) for index in order.tolist())
     if len(found := groups(train_counts)) > 1:
         return found
     names = ("Most frequent third", "Middle third", "Rarest third")
     return tuple(
-        Part(name, tuple(third.tolist())) for name, third in zip(names, order.tensor_split(3), strict=True)
+        Part(name, tuple(third.tolist())) for name, third in zip(names, np.array_split(order, 3), strict=True)
     )
 
 
 def panel_data(
     runs: Sequence[Predictions], copy: CompactCopy, presets: Mapping[str, Prior]
 ) -> dict[str, Any]:
-    """What the script of the panel reads, besides the codes.
+    """The data for the script of the panel, besides the codes.
 
     Args:
         runs: The predictions that the copy was made of.
@@ -286,25 +263,113 @@ def panel_data(
 
 def as_base64(copy: CompactCopy) -> str:
     """The codes as text."""
-    return base64.b64encode(copy.codes.numpy().tobytes()).decode()
+    return base64.b64encode(copy.codes.tobytes()).decode()
 
 
-def _judge(run: Predictions, mix: Prior) -> tuple[dict[str, float | None], Float[Tensor, " classes"]]:
+def _outcomes(
+    runs: Sequence[Predictions], mix: Prior, as_trained: Sequence[Decisions]
+) -> tuple[Outcome, ...]:
+    """Scores of runs on one test set at a mix; their decisions as trained do not depend on it."""
+    labels = runs[0].labels
+    assert labels is not None
+    weights = shift.mix_weights(labels, mix)
+    judged: dict[tuple[str, bool], list[tuple[dict[str, float | None], Float[np.ndarray, " classes"]]]] = {}
+    for run, trained in zip(runs, as_trained, strict=True):
+        for compensated in (False, True):
+            decisions = decide(run.adjusted(mix)) if compensated else trained
+            judged.setdefault((run.method, compensated), []).append(_scores(run, decisions, weights))
+    outcomes = []
+    for method in by_method(runs):
+        for compensated in (False, True):
+            group = judged[method, compensated]
+            scores = {}
+            for name in group[0][0]:
+                values = [value for table, _ in group if (value := table[name]) is not None]
+                scores[name] = Spread.of(values) if values else None
+            by_class = np.mean([accuracies for _, accuracies in group], axis=0)
+            outcomes.append(Outcome(method, compensated, scores, tuple(by_class.tolist())))
+    return tuple(outcomes)
+
+
+def _scores(
+    run: Predictions, decisions: Decisions, weights: Float[np.ndarray, " samples"]
+) -> tuple[dict[str, float | None], Float[np.ndarray, " classes"]]:
+    """Scores by name, and the accuracy of each class."""
     assert run.labels is not None and run.train_counts is not None
-    weights = shift.mix_weights(run.labels, mix)
-    predicted = run.predicted
-    grouped = metrics.group_accuracy(predicted, run.labels, run.train_counts, weights=weights)
+    hits, confidence, bins = decisions
+    by_class = _summaries.recalls(run.labels, hits, weights, run.num_classes)
+    parts = _summaries.mean_of_groups(by_class, _summaries.groups_of(run.train_counts, "lade"))
+    diagram = _summaries.binned(bins, confidence, hits, weights, NUM_BINS)
     scores = {
-        "accuracy": metrics.accuracy(predicted, run.labels, weights=weights),
-        "many": grouped.many,
-        "medium": grouped.medium,
-        "few": grouped.few,
-        "ece": metrics.expected_calibration_error(run.log_probs.exp(), run.labels, weights=weights),
+        "accuracy": _summaries.mean(hits, weights),
+        **{name: mean for name, (mean, _) in zip(("many", "medium", "few"), parts, strict=True)},
+        "ece": _summaries.calibration_error(diagram),
     }
-    return scores, metrics.per_class_accuracy(predicted, run.labels, run.num_classes, weights=weights)
+    return scores, by_class
 
 
-def _distances(run: Predictions, rows: Int[Tensor, " samples"]) -> Float[Tensor, "samples classes"]:
-    """How much less likely than the likeliest class each makes a sample, in nats."""
-    likelihoods = run.logits[rows].cpu().to(torch.float64) - run.carried.require_positive("carried").log_probs
-    return likelihoods.amax(dim=1, keepdim=True) - likelihoods
+def _ease(runs: Sequence[Predictions], labels: Int[np.ndarray, " samples"]) -> Float[np.ndarray, " samples"]:
+    """Log-probability of the label at the uniform mix, summed over the runs."""
+    uniform = Prior.uniform(runs[0].num_classes)
+    ease = np.zeros(len(labels))
+    for run in runs:
+        logits = run.adjusted(uniform).logits
+
+        def add(part: slice, logits: Float[np.ndarray, "samples classes"] = logits) -> None:
+            block = logits[part].astype(np.float64)
+            block -= block.max(axis=1, keepdims=True)
+            own = block[np.arange(len(block)), labels[part]]
+            ease[part] += own - np.log(np.exp(block, out=block).sum(axis=1))
+
+        for_blocks(add, *logits.shape)
+    return ease
+
+
+def _spread_rows(
+    ease: Float[np.ndarray, " samples"],
+    labels: Int[np.ndarray, " samples"],
+    available: Int[np.ndarray, " classes"],
+    counts: Int[np.ndarray, " classes"],
+) -> Int[np.ndarray, " rows"]:
+    """As many samples of each class as `counts` says, evenly spaced from the easiest to the hardest."""
+    by_class = np.lexsort((-ease, labels))
+    starts = available.cumsum() - available
+    return np.concatenate(
+        [
+            by_class[start + ((np.arange(kept) + 0.5) * (size / max(kept, 1))).astype(np.int64)]
+            for start, size, kept in zip(starts.tolist(), available.tolist(), counts.tolist(), strict=True)
+        ]
+    )
+
+
+def _deepest(run: Predictions, rows: Int[np.ndarray, " rows"]) -> float:
+    """The largest finite distance."""
+
+    def deepest(part: slice) -> float:
+        distances = _distances(run, rows[part])
+        return float(distances.max(initial=0.0, where=np.isfinite(distances)))
+
+    return max(for_blocks(deepest, len(rows), run.num_classes))
+
+
+def _encode(
+    run: Predictions,
+    rows: Int[np.ndarray, " rows"],
+    step: float,
+    codes: UInt8[np.ndarray, "rows classes"],
+) -> None:
+    def encode(part: slice) -> None:
+        distances = _distances(run, rows[part])
+        np.log1p(distances, out=distances)
+        distances /= step
+        np.minimum(np.rint(distances, out=distances), _NEVER, out=distances)
+        codes[part] = distances
+
+    for_blocks(encode, len(rows), run.num_classes)
+
+
+def _distances(run: Predictions, rows: Int[np.ndarray, " rows"]) -> Float[np.ndarray, "rows classes"]:
+    """Log-likelihood of the likeliest class minus that of each class, in nats, float64."""
+    likelihoods: Float[np.ndarray, "rows classes"] = run.logits[rows] - run.carried.log_probs
+    np.subtract(likelihoods.max(axis=1, keepdims=True), likelihoods, out=likelihoods)
+    return likelihoods

@@ -1,8 +1,8 @@
-"""What the figures show, in sentences computed from the same numbers."""
+"""Sentences on the figures and tables, computed from the same numbers."""
 
 from collections.abc import Mapping, Sequence
 
-import torch
+import numpy as np
 
 from priorshift.evaluation import Comparison, Row, Spread
 from priorshift.predictions import Predictions
@@ -15,12 +15,12 @@ _NAMED_AT_MOST = 4
 
 
 def focal_mixes(mixes: Sequence[str]) -> tuple[str, ...]:
-    """The mixes that the verdict speaks of: the first, the uniform one and the last."""
+    """The mixes that the verdict compares: the first, the uniform one and the last."""
     return tuple(dict.fromkeys([mixes[0], *(mix for mix in mixes if mix == "uniform"), mixes[-1]]))
 
 
 def verdict(comparison: Comparison, gains: Gains) -> list[str]:
-    """Which method is best on the first, the uniform and the last mix, and what compensation changed there.
+    """The best method on the first, the uniform and the last mix, and the change by compensation there.
 
     Two scores count as different only where the ranges mean ± sd do not overlap, a change only where it is
     larger than its standard deviation.
@@ -28,7 +28,7 @@ def verdict(comparison: Comparison, gains: Gains) -> list[str]:
     sentences = [_leader(comparison, mix) for mix in gains]
     sentences += _compensation(gains)
     if all(spread.sd is None for changes in gains.values() for spread in changes.values()):
-        sentences.append("Each method has one run, so how much of this is chance is not known.")
+        sentences.append("Each method has one run, so the spread over seeds is unknown.")
     return sentences
 
 
@@ -75,12 +75,12 @@ def describe_reliability(diagram: PooledReliability) -> str:
 
 
 def describe_carried(run: Predictions) -> str:
-    """The prior that the logits of a run carry, and how that is known."""
+    """The prior that the logits of a run carry, and whether by theory or by convention."""
     carried = run.carried.probs
-    counts = None if run.train_counts is None else run.train_counts.to(carried.dtype)
-    if torch.allclose(carried, torch.full_like(carried, 1 / len(carried))):
+    counts = run.train_counts
+    if np.allclose(carried, 1 / len(carried)):
         prior = "uniform"
-    elif counts is not None and torch.allclose(carried, counts / counts.sum()):
+    elif counts is not None and np.allclose(carried, counts / counts.sum()):
         prior = "training mix"
     else:
         prior = f"largest to smallest {float(carried.max() / carried.min()):.3g} : 1"
@@ -98,7 +98,7 @@ def _leader(comparison: Comparison, mix: str) -> str:
     where = f"At {mix_name(mix)}, {name}"
     score = f"({best.percent()} %)"
     if not rivals:
-        return f"{where} is right most often {score}."
+        return f"{where} is the most accurate {score}."
     level = [other for other, spread in rivals if spread.mean == best.mean]
     if level:
         return f"{where} {score} is level with {listed(level)}."

@@ -26,7 +26,7 @@ from priorshift.losses import (
     binary_margin_risk,
     binary_margin_threshold,
 )
-from priorshift.report.figures import PALETTE
+from priorshift.report.style import PALETTE
 from priorshift.report.tables import Table
 from priorshift.reproduce import targets
 from priorshift.reproduce.outcome import Outcome, drawing, holds, tidy

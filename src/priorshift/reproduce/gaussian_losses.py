@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from priorshift.report.figures import PALETTE
+from priorshift.report.style import PALETTE
 from priorshift.report.tables import Table
 from priorshift.reproduce.gaussians import (
     BAYES_ERROR,

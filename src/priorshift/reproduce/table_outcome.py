@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from priorshift.published import Column
 from priorshift.report import Table as Printed
-from priorshift.report.figures import PALETTE
+from priorshift.report.style import PALETTE
 from priorshift.reproduce.outcome import Columns, Outcome, drawing, tidy
 from priorshift.reproduce.tables import SMALL, Entries, Entry, Load, Plan, entries_of
 from priorshift.reproduce.trainings import holds_out

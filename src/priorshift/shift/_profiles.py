@@ -2,16 +2,17 @@
 
 from typing import Literal
 
-import torch
+import numpy as np
 from jaxtyping import Float, Int
-from torch import Tensor
 
-from priorshift.shift._arguments import check_num_classes, check_ratio
+from priorshift._inputs import require_at_least, require_one_of
+from priorshift.priors import check_num_classes
+from priorshift.shift._arguments import read_whole
 
 
 def long_tail_counts(
     num_classes: int, max_count: int, imbalance: float, profile: Literal["exp", "step"] = "exp"
-) -> Int[Tensor, " classes"]:
+) -> Int[np.ndarray, " classes"]:
     r"""Images per class of a long-tailed training set, the largest class first.
 
     $$n_j = \lfloor N \rho^{-j/(C-1)} \rfloor \text{ (exp)}, \qquad
@@ -47,7 +48,8 @@ def long_tail_counts(
         step: Buda et al., Neural Networks 2018; Menon et al., "Long-tail learning via logit adjustment", ICLR
         2021, App. D.3.
     """
-    check_ratio(imbalance, "imbalance")
+    require_one_of("profile", profile, ("exp", "step"))
+    require_at_least("imbalance", imbalance, 1)
     if imbalance > max_count:
         raise ValueError(
             f"Expected `imbalance` to be at most `max_count`, {max_count}, but got {imbalance}: "
@@ -55,15 +57,13 @@ def long_tail_counts(
         )
     if profile == "exp":
         return _decayed_counts(num_classes, max_count, imbalance)
-    if profile != "step":
-        raise ValueError(f"Expected `profile` to be 'exp' or 'step', but got {profile!r}.")
     _check_sizes(num_classes, max_count)
-    sizes = torch.full((num_classes,), float(max_count), dtype=torch.float64)
+    sizes = np.full(num_classes, float(max_count))
     sizes[num_classes // 2 :] /= imbalance
     return floor_counts(sizes)
 
 
-def forward_counts(num_classes: int, max_count: int, mu: float) -> Int[Tensor, " classes"]:
+def forward_counts(num_classes: int, max_count: int, mu: float) -> Int[np.ndarray, " classes"]:
     r"""Test images per class of LADE's forward shift, which resembles the training mix.
 
     $$n_j = \lfloor N \mu^{-(j-1)/(C-1)} \rfloor, \qquad j = 1 … C$$
@@ -90,11 +90,11 @@ def forward_counts(num_classes: int, max_count: int, mu: float) -> Int[Tensor, "
     Reference:
         Hong et al., "Disentangling label distribution for long-tailed visual recognition", CVPR 2021, §4.3.
     """
-    check_ratio(mu, "mu")
+    require_at_least("mu", mu, 1)
     return _decayed_counts(num_classes, max_count, mu)
 
 
-def backward_counts(num_classes: int, max_count: int, mu: float) -> Int[Tensor, " classes"]:
+def backward_counts(num_classes: int, max_count: int, mu: float) -> Int[np.ndarray, " classes"]:
     r"""Test images per class of LADE's backward shift, the mirror image of the training mix.
 
     $$n_j = \lfloor N \mu^{-(C-j)/(C-1)} \rfloor, \qquad j = 1 … C$$
@@ -120,23 +120,22 @@ def backward_counts(num_classes: int, max_count: int, mu: float) -> Int[Tensor, 
     Reference:
         Hong et al., "Disentangling label distribution for long-tailed visual recognition", CVPR 2021, §4.3.
     """
-    return forward_counts(num_classes, max_count, mu).flip(0)
+    return forward_counts(num_classes, max_count, mu)[::-1].copy()
 
 
-def floor_counts(sizes: Float[Tensor, " classes"]) -> Int[Tensor, " classes"]:
+def floor_counts(sizes: Float[np.ndarray, " classes"]) -> Int[np.ndarray, " classes"]:
     """Floor sizes to counts; one that is a whole number up to float64 round-off stays that number."""
-    nearest = sizes.round()
-    whole = (sizes - nearest).abs() <= 1e-12 * nearest
-    return torch.where(whole, nearest, sizes.floor()).to(torch.int64)
+    nearest = np.round(sizes)
+    whole = np.abs(sizes - nearest) <= 1e-12 * nearest
+    return np.where(whole, nearest, np.floor(sizes)).astype(np.int64)
 
 
-def _decayed_counts(num_classes: int, max_count: int, ratio: float) -> Int[Tensor, " classes"]:
+def _decayed_counts(num_classes: int, max_count: int, ratio: float) -> Int[np.ndarray, " classes"]:
     _check_sizes(num_classes, max_count)
-    steps = torch.arange(num_classes, dtype=torch.float64) / (num_classes - 1)
-    return floor_counts(max_count * ratio**-steps)
+    steps = np.arange(num_classes) / (num_classes - 1)
+    return floor_counts(max_count * float(ratio) ** -steps)
 
 
 def _check_sizes(num_classes: int, max_count: int) -> None:
     check_num_classes(num_classes)
-    if max_count < 1:
-        raise ValueError(f"Expected `max_count` to be at least 1, but got {max_count}.")
+    read_whole(max_count, "max_count", least=1)

@@ -1,17 +1,15 @@
 """Class mixes that change over time, and batches of samples that follow them."""
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from jaxtyping import Int
-from torch import Tensor
 
-from priorshift.priors import ArrayLike, IndexLike, Prior, as_prior, count_labels, name_classes
-from priorshift.shift._arguments import check_seed, read_labels
+from priorshift._inputs import ArrayLike, read_labels, require_one_of
+from priorshift.priors import Prior, as_prior, name_classes
+from priorshift.shift._arguments import read_whole
 
 StreamKind = Literal["constant", "monotone", "square", "sinusoidal", "bernoulli"]
 
@@ -65,23 +63,25 @@ def stream_priors(
         shift: optimal dynamic regret meets practical algorithms", NeurIPS 2023, whose monotone stream has
         $\alpha_i = i / T$ and so stops one step short of the target.
     """
-    start = as_prior(source, "source").probs
-    end = as_prior(target, "target", len(start)).probs
-    _check_positive(num_steps, "num_steps")
-    if period is None:
-        period = math.isqrt(num_steps)
-    _check_positive(period, "period")
-    return [Prior((1 - share) * start + share * end) for share in _shares(kind, num_steps, period, seed)]
+    start = as_prior(source, "source")
+    end = as_prior(target, "target", start.num_classes, names=start.names)
+    require_one_of("kind", kind, get_args(StreamKind))
+    num_steps = read_whole(num_steps, "num_steps", least=1)
+    period = read_whole(math.isqrt(num_steps) if period is None else period, "period", least=1)
+    return [
+        Prior((1 - share) * start.probs + share * end.probs, names=end.names)
+        for share in _shares(kind, num_steps, period, seed)
+    ]
 
 
 def draw_stream(
-    labels: IndexLike,
+    labels: ArrayLike,
     priors: Sequence[Prior | ArrayLike],
     batch_size: int,
     seed: int,
     *,
     replacement: bool = True,
-) -> Int[Tensor, "steps batch"]:
+) -> Int[np.ndarray, "steps batch"]:
     r"""Draw one batch per step from a labelled pool, each from the class mix of its step.
 
     At every step `batch_size` classes are drawn from that step's prior, independently, and then a sample of
@@ -89,7 +89,7 @@ def draw_stream(
     class frequencies scatter about it.
 
     Args:
-        labels: Class indices of the pool, `[N]`.
+        labels: Class indices of the pool, `[N]`, or class names where the priors have them.
         priors: The prior of every step, such as `stream_priors` gives.
         batch_size: Samples at each step $B$.
         seed: Non-negative. The first steps are the same however many follow.
@@ -108,38 +108,40 @@ def draw_stream(
     Example:
         >>> priors = stream_priors("monotone", [1.0, 0.0], [0.0, 1.0], num_steps=3)
         >>> draw_stream([0] * 10 + [1] * 10, priors, batch_size=4, seed=0, replacement=False)
-        tensor([[ 4,  6,  2,  3],
-                [ 8,  0, 19,  7],
-                [13, 16, 11, 10]])
+        array([[ 4,  6,  2,  3],
+               [ 8,  0, 19,  7],
+               [13, 16, 11, 10]])
     """
-    pool = read_labels(labels)
-    _check_positive(batch_size, "batch_size")
+    batch_size = read_whole(batch_size, "batch_size", least=1)
+    seed = read_whole(seed, "seed", least=0)
     if not len(priors):
         raise ValueError("Expected `priors` with the prior of at least one step, but got none.")
-    num_classes = as_prior(priors[0], "priors").num_classes
-    probs = torch.stack([as_prior(prior, "priors", num_classes).probs for prior in priors])
-    counts = count_labels(pool, num_classes)
-    absent = torch.nonzero((counts == 0) & (probs > 0).any(dim=0)).flatten().tolist()
+    first = as_prior(priors[0], "priors")
+    num_classes, names = first.num_classes, first.names
+    probs = np.stack([as_prior(prior, "priors", num_classes, names=names).probs for prior in priors])
+    pool = read_labels(labels, size=len(labels), num_classes=num_classes, names=names)
+    available = np.bincount(pool, minlength=num_classes)
+    absent = np.flatnonzero((available == 0) & (probs > 0).any(axis=0)).tolist()
     if absent:
         raise ValueError(
             "Expected `labels` to hold every class that `priors` give mass to, but there is no sample of "
-            f"{name_classes(absent)}."
+            f"{name_classes(absent, names)}."
         )
 
-    available = counts.numpy()
     classes = np.empty((len(probs), batch_size), dtype=np.int64)
     positions = np.empty_like(classes)
-    for step, masses in enumerate(probs.numpy()):
-        generator = np.random.default_rng([check_seed(seed), step + 1])
+    for step, masses in enumerate(probs):
+        generator = np.random.default_rng([seed, step + 1])
         classes[step] = generator.choice(num_classes, size=batch_size, p=masses)
         positions[step] = generator.integers(available[classes[step]])
     order = np.arange(len(pool))
     if not replacement:
         positions = _ranks_within_classes(classes, available)
-        order = np.random.default_rng([check_seed(seed), 0]).permutation(order)
-    by_class = order[np.argsort(pool.numpy()[order], kind="stable")]
-    first = np.cumsum(available) - available
-    return torch.from_numpy(by_class[first[classes] + positions])
+        order = np.random.default_rng([seed, 0]).permutation(order)
+    by_class = order[np.argsort(pool[order], kind="stable")]
+    starts = np.cumsum(available) - available
+    rows: Int[np.ndarray, "steps batch"] = by_class[starts[classes] + positions]
+    return rows
 
 
 def _shares(kind: StreamKind, num_steps: int, period: int, seed: int | None) -> list[float]:
@@ -156,10 +158,10 @@ def _shares(kind: StreamKind, num_steps: int, period: int, seed: int | None) -> 
         case "bernoulli":
             if seed is None:
                 raise ValueError("Expected `seed` for the Bernoulli stream, which is random, but got None.")
-            switches = np.random.default_rng(check_seed(seed)).random(num_steps - 1) < 1 / period
+            switches = (
+                np.random.default_rng(read_whole(seed, "seed", least=0)).random(num_steps - 1) < 1 / period
+            )
             return [0.0, *(np.cumsum(switches) % 2).astype(float).tolist()]
-        case _:
-            raise ValueError(f"Expected `kind` to be one of {get_args(StreamKind)}, but got {kind!r}.")
 
 
 def _ranks_within_classes(
@@ -179,12 +181,3 @@ def _ranks_within_classes(
         np.cumsum(needed) - needed, needed
     )
     return ranks.reshape(classes.shape)
-
-
-def _check_positive(number: int, argument: str) -> None:
-    try:
-        whole = operator.index(number)
-    except TypeError as error:
-        raise TypeError(f"Expected `{argument}` to be a whole number, but got {number!r}.") from error
-    if whole < 1:
-        raise ValueError(f"Expected `{argument}` to be at least 1, but got {whole}.")

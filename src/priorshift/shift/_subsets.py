@@ -2,49 +2,44 @@
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from jaxtyping import Int
-from torch import Tensor
 
-from priorshift.priors import IndexLike, count_labels, name_classes
-from priorshift.shift._arguments import check_seed, read_counts, read_labels
+from priorshift._inputs import ArrayLike, read_array, read_labels
+from priorshift.priors import name_classes
+from priorshift.shift._arguments import read_counts, read_whole
 
 
-def image_hashes(images: Tensor | npt.NDArray[Any]) -> list[str]:
+def image_hashes(images: ArrayLike) -> list[str]:
     """A hash of each image's content, by which `draw_subset` and `split_off` order images.
 
     It is BLAKE2b (16 bytes) over the image's shape, the name of its dtype and its values, row by row and
-    little endian. NumPy arrays and tensors of equal content have equal hashes, on every device and in every
+    little endian. Arrays of equal content have equal hashes, on every device and in every
     memory layout. Hash the stored pixels, before any transform: a cast, a resize or swapped axes change the
     content.
 
     Args:
-        images: Array or tensor of numbers, shape `[N, …]`.
+        images: Array of integers or floats of any library, shape `[N, …]`.
 
     Returns:
         `N` strings of 32 hexadecimal digits.
 
     Raises:
-        TypeError: If `images` is no array or tensor of integers or floats.
+        TypeError: If `images` is no array of integers or floats.
         ValueError: If it is not at least two-dimensional.
 
     Example:
         >>> image_hashes(np.zeros((1, 2, 2), dtype=np.uint8))
         ['1ed8e9bd999dd1280f0a4632f78aaa2b']
     """
-    try:
-        array = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
-        kind = array.dtype.kind
-    except (TypeError, AttributeError) as error:
+    if not hasattr(images, "dtype"):
+        raise TypeError(f"Expected `images` to be an array or tensor, but got {type(images).__name__}.")
+    array = read_array(images, "images")
+    if array.dtype.kind not in "uif" or array.dtype.itemsize != images.dtype.itemsize:
         raise TypeError(
-            f"Expected `images` to be an array or tensor that NumPy can hold, but got {_describe(images)}."
-        ) from error
-    if kind not in "uif":
-        raise TypeError(f"Expected `images` to be integers or floats, but got dtype {array.dtype}.")
+            f"Expected `images` to be integers or floats that NumPy can hold, but got dtype {images.dtype}."
+        )
     if array.ndim < 2:
         raise ValueError(
             f"Expected `images` with one image per row, [N, …], but got shape {tuple(array.shape)}."
@@ -60,7 +55,9 @@ def image_hashes(images: Tensor | npt.NDArray[Any]) -> list[str]:
     return hashes
 
 
-def draw_subset(hashes: Sequence[str], labels: IndexLike, counts: IndexLike, seed: int) -> Int[Tensor, " m"]:
+def draw_subset(
+    hashes: Sequence[str], labels: ArrayLike, counts: ArrayLike, seed: int
+) -> Int[np.ndarray, " m"]:
     """Draw a given number of images of each class, the same images whatever order the rows are in.
 
     Within its class, each image is ranked by BLAKE2b(seed, hash of the image), and the first `counts[c]` are
@@ -80,19 +77,22 @@ def draw_subset(hashes: Sequence[str], labels: IndexLike, counts: IndexLike, see
 
     Raises:
         TypeError: If `labels` or `seed` are not whole numbers.
-        ValueError: If a class has too few images, a label is outside the classes, or lengths differ.
+        ValueError: If a class has too few images, a label is outside the classes, or there is not one
+            label per hash.
 
     Example:
         >>> images = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
         >>> draw_subset(image_hashes(images), [0, 0, 0, 0, 1, 1], counts=[2, 1], seed=0).tolist()
         [1, 3, 5]
     """
-    return _draw(hashes, _read_labels_of(hashes, labels), read_counts(counts, "counts"), seed, "counts")
+    wanted, names = read_counts(counts, "counts")
+    classes = read_labels(labels, size=len(hashes), num_classes=len(wanted), names=names)
+    return draw_rows(hashes, classes, wanted, read_whole(seed, "seed", least=0), "counts")
 
 
 def split_off(
-    hashes: Sequence[str], labels: IndexLike, per_class: int | IndexLike, seed: int
-) -> tuple[Int[Tensor, " held_out"], Int[Tensor, " rest"]]:
+    hashes: Sequence[str], labels: ArrayLike, per_class: int | ArrayLike, seed: int
+) -> tuple[Int[np.ndarray, " held_out"], Int[np.ndarray, " rest"]]:
     """Hold out a number of images of each class, the same images whatever order the rows are in.
 
     The held-out images are `draw_subset`'s, so with one seed they are the same for every long-tailed subset
@@ -110,7 +110,8 @@ def split_off(
 
     Raises:
         TypeError: If `labels` or `seed` are not whole numbers.
-        ValueError: If a class has too few images, a label is outside the classes, or lengths differ.
+        ValueError: If a class has too few images, a label is outside the classes, or there is not one
+            label per hash.
 
     Example:
         >>> images = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
@@ -118,17 +119,21 @@ def split_off(
         >>> held_out.tolist(), rest.tolist()
         ([1, 5], [0, 2, 3, 4])
     """
-    classes = _read_labels_of(hashes, labels)
+    seed = read_whole(seed, "seed", least=0)
     if isinstance(per_class, int | np.integer):
-        num_classes = max(classes.tolist(), default=-1) + 1
-        per_class = [int(per_class)] * num_classes
-    held_out = _draw(hashes, classes, read_counts(per_class, "per_class"), seed, "per_class")
-    kept = torch.ones(len(classes), dtype=torch.bool)
+        classes = read_labels(labels, size=len(hashes))
+        wanted = np.full(classes.max(initial=-1) + 1, read_whole(int(per_class), "per_class", least=0))
+        classes = read_labels(classes, num_classes=max(len(wanted), 1))
+    else:
+        wanted, names = read_counts(per_class, "per_class")
+        classes = read_labels(labels, size=len(hashes), num_classes=len(wanted), names=names)
+    held_out = draw_rows(hashes, classes, wanted, seed, "per_class")
+    kept = np.ones(len(classes), dtype=bool)
     kept[held_out] = False
-    return held_out, torch.nonzero(kept).flatten()
+    return held_out, np.flatnonzero(kept)
 
 
-def fingerprint(hashes: Sequence[str], labels: IndexLike) -> str:
+def fingerprint(hashes: Sequence[str], labels: ArrayLike) -> str:
     """Sixteen hexadecimal digits that name a labelled set of images, whatever order its rows are in.
 
     It is BLAKE2b (8 bytes) over the sorted pairs of label and image hash, each copy counted. Print it beside
@@ -149,30 +154,34 @@ def fingerprint(hashes: Sequence[str], labels: IndexLike) -> str:
         >>> fingerprint(hashes[::-1], [1, 0]) == fingerprint(hashes, [0, 1])
         True
     """
-    classes = _read_labels_of(hashes, labels)
+    classes = read_labels(labels, size=len(hashes))
     state = blake2b(digest_size=8)
-    by_class = torch.split(torch.argsort(classes, stable=True), torch.bincount(classes).tolist())
-    for label, rows in enumerate(by_class):
-        for image in sorted(hashes[row] for row in rows.tolist()):
-            state.update(f"{label} {image}\n".encode())
+    order = np.argsort(classes, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(classes[order])) + 1):
+        for image in sorted(hashes[row] for row in rows):
+            state.update(f"{classes[rows[0]]} {image}\n".encode())
     return state.hexdigest()
 
 
-def _draw(
+def draw_rows(
     hashes: Sequence[str],
-    labels: Int[Tensor, " n"],
-    counts: Int[Tensor, " classes"],
+    labels: Int[np.ndarray, " n"],
+    counts: Int[np.ndarray, " classes"],
     seed: int,
     argument: str,
-) -> Int[Tensor, " m"]:
-    seed = check_seed(seed)
-    available = count_labels(labels, len(counts))
-    short = torch.nonzero(available < counts).flatten().tolist()
+) -> Int[np.ndarray, " m"]:
+    """The rows of `draw_subset`; `argument` is the name of `counts` in messages.
+
+    Raises:
+        ValueError: If a class has too few images.
+    """
+    available = np.bincount(labels, minlength=len(counts))
+    short = np.flatnonzero(available < counts).tolist()
     if short:
         first = short[0]
         raise ValueError(
-            f"Expected `{argument}` to ask no class for more than it has, but got {int(counts[first])} for "
-            f"class {first}, which has {int(available[first])} (too few in {name_classes(short)})."
+            f"Expected `{argument}` to ask no class for more than it has, but got {counts[first]} for "
+            f"class {first}, which has {available[first]} (too few in {name_classes(short)})."
         )
 
     def rank(row: int) -> bytes:
@@ -184,17 +193,4 @@ def _draw(
         if still_wanted[class_of[row]] > 0:
             still_wanted[class_of[row]] -= 1
             drawn.append(row)
-    return torch.tensor(sorted(drawn), dtype=torch.int64)
-
-
-def _read_labels_of(hashes: Sequence[str], labels: IndexLike) -> Int[Tensor, " n"]:
-    classes = read_labels(labels)
-    if len(hashes) != len(classes):
-        raise ValueError(
-            f"Expected one of `labels` for each of `hashes`, {len(hashes)}, but got {len(classes)}."
-        )
-    return classes
-
-
-def _describe(value: object) -> str:
-    return f"a tensor of dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    return np.array(sorted(drawn), dtype=np.int64)

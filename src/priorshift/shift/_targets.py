@@ -7,12 +7,11 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int
 
-from priorshift.priors import ArrayLike, Prior, as_prior
-from priorshift.shift._arguments import check_num_classes, check_ratio, check_seed, read_counts
+from priorshift._inputs import ArrayLike, align, read_names, require_at_least, require_between
+from priorshift.priors import Prior, as_prior, check_num_classes
+from priorshift.shift._arguments import read_counts, read_whole
 
 STANDARD_MIXES: tuple[str, ...] = (
     "forward:50",
@@ -52,7 +51,8 @@ def forward_prior(order_counts: ArrayLike, mu: float) -> Prior:
     Reference:
         Hong et al., "Disentangling label distribution for long-tailed visual recognition", CVPR 2021, §4.3.
     """
-    return _decaying_prior(_ranks(order_counts), mu)
+    counts, names = read_counts(order_counts, "order_counts")
+    return _decaying_prior(_ranks(counts), mu, names)
 
 
 def backward_prior(order_counts: ArrayLike, mu: float) -> Prior:
@@ -76,8 +76,8 @@ def backward_prior(order_counts: ArrayLike, mu: float) -> Prior:
     Reference:
         Hong et al., "Disentangling label distribution for long-tailed visual recognition", CVPR 2021, §4.3.
     """
-    ranks = _ranks(order_counts)
-    return _decaying_prior(len(ranks) - 1 - ranks, mu)
+    counts, names = read_counts(order_counts, "order_counts")
+    return _decaying_prior(len(counts) - 1 - _ranks(counts), mu, names)
 
 
 def tweak_one_prior(source: Prior | ArrayLike, label: int, mass: float) -> Prior:
@@ -98,17 +98,17 @@ def tweak_one_prior(source: Prior | ArrayLike, label: int, mass: float) -> Prior
             class has any.
 
     Example:
-        >>> tweak_one_prior([0.6, 0.3, 0.1], label=2, mass=0.7).probs.tolist()
-        [0.2, 0.1, 0.7]
+        >>> tweak_one_prior([0.6, 0.3, 0.1], label=2, mass=0.7)
+        Prior([0.2, 0.1, 0.7])
 
     Reference:
         Lipton et al., "Detecting and correcting for label shift with black box predictors", ICML 2018.
     """
-    probs = as_prior(source, "source").probs
+    prior = as_prior(source, "source")
+    probs = prior.probs.copy()
     if not 0 <= label < len(probs):
         raise ValueError(f"Expected `label` between 0 and {len(probs) - 1}, but got {label}.")
-    if not 0 <= mass <= 1:
-        raise ValueError(f"Expected `mass` between 0 and 1, but got {mass}.")
+    require_between("mass", mass, 0, 1, closed=True)
     probs[label] = 0.0
     others = probs.sum()
     if others == 0 and mass < 1:
@@ -119,9 +119,9 @@ def tweak_one_prior(source: Prior | ArrayLike, label: int, mass: float) -> Prior
     if mass < 1:
         probs *= (1 - mass) / others
     else:
-        probs.zero_()
+        probs[:] = 0.0
     probs[label] = mass
-    return Prior(probs)
+    return Prior(probs, names=prior.names)
 
 
 def target_prior(
@@ -139,8 +139,9 @@ def target_prior(
 
     Args:
         name: The spelled mix or the path.
-        train_counts: Training samples of each class, shape `[C]`.
-        class_names: The names of the classes in their order, for a JSON object or a tweaked class.
+        train_counts: Training samples of each class, shape `[C]`, or class names and their counts.
+        class_names: The names of the classes in their order, where `train_counts` does not bring them; the
+            prior has them.
 
     Raises:
         TypeError: If the file holds something other than numbers.
@@ -156,20 +157,22 @@ def target_prior(
     Reference:
         The standard mixes: Hong et al., CVPR 2021, Table 6.
     """
-    counts = read_counts(train_counts, "train_counts")
-    spelling = str(name)
+    counts, names = read_counts(train_counts, "train_counts", names=class_names)
+    if class_names is not None:
+        names = read_names(class_names, "class_names", len(counts))
+    source, spelling = as_prior(counts, "train_counts", names=names), str(name)
     if spelling == "uniform":
-        return Prior.uniform(len(counts))
+        return Prior.uniform(len(counts), names=names)
     if spelling == "source":
-        return as_prior(counts, "train_counts")
+        return source
     if shift := re.fullmatch(r"(forward|backward):(\d+(?:\.\d+)?)", spelling):
         make = forward_prior if shift[1] == "forward" else backward_prior
-        return make(counts, float(shift[2]))
+        return make(counts, float(shift[2])).named(names)
     if tweak := re.fullmatch(r"tweak:(.+):(\d+(?:\.\d+)?)", spelling):
-        return tweak_one_prior(counts, _class_index(tweak[1], len(counts), class_names), float(tweak[2]))
+        return tweak_one_prior(source, _class_index(tweak[1], len(counts), names), float(tweak[2]))
     path = Path(name)
     if path.is_file():
-        return _prior_from_json(path, len(counts), class_names)
+        return _prior_from_json(path, len(counts), names)
     raise ValueError(
         "Expected `name` to be 'uniform', 'source', 'forward:<mu>', 'backward:<mu>' (such as 'forward:25'), "
         f"'tweak:<class>:<mass>' or the path of an existing JSON file, but got {spelling!r}."
@@ -207,11 +210,9 @@ def dirichlet_priors(num_classes: int, alpha: float, num_draws: int, seed: int) 
         et al., "Detecting and correcting for label shift with black box predictors", ICML 2018.
     """
     check_num_classes(num_classes)
-    if not 1e-300 <= alpha <= 1e300:
-        raise ValueError(f"Expected `alpha` between 1e-300 and 1e300, but got {alpha}.")
-    if num_draws < 0:
-        raise ValueError(f"Expected `num_draws` to be non-negative, but got {num_draws}.")
-    generator = np.random.default_rng(check_seed(seed))
+    require_between("alpha", alpha, 1e-300, 1e300, closed=True)
+    num_draws = read_whole(num_draws, "num_draws", least=0)
+    generator = np.random.default_rng(read_whole(seed, "seed", least=0))
     priors = []
     for _ in range(num_draws):
         log_gammas = np.log(generator.standard_gamma(alpha + 1, num_classes))
@@ -220,15 +221,13 @@ def dirichlet_priors(num_classes: int, alpha: float, num_draws: int, seed: int) 
     return priors
 
 
-def _ranks(order_counts: ArrayLike) -> Int[Tensor, " classes"]:
-    counts = read_counts(order_counts, "order_counts")
-    return counts.argsort(descending=True, stable=True).argsort()
+def _ranks(counts: Int[np.ndarray, " classes"]) -> Int[np.ndarray, " classes"]:
+    return np.argsort(np.argsort(-counts, kind="stable"))
 
 
-def _decaying_prior(ranks: Int[Tensor, " classes"], mu: float) -> Prior:
-    check_ratio(mu, "mu")
-    masses: Float[Tensor, " classes"] = mu ** -(ranks.to(torch.float64) / (len(ranks) - 1))
-    return Prior(masses)
+def _decaying_prior(ranks: Int[np.ndarray, " classes"], mu: float, names: tuple[str, ...] | None) -> Prior:
+    require_at_least("mu", mu, 1)
+    return Prior(float(mu) ** -(ranks / (len(ranks) - 1)), names=names)
 
 
 def _class_index(spelled: str, num_classes: int, class_names: Sequence[str] | None) -> int:
@@ -248,39 +247,16 @@ def _prior_from_json(path: Path, num_classes: int, class_names: Sequence[str] | 
     except ValueError as error:
         raise ValueError(f"Expected `{path}` to hold JSON, but it does not: {error}.") from error
     if isinstance(masses, dict):
-        masses = _in_class_order(masses, path, num_classes, class_names)
+        if class_names is None:
+            raise ValueError(
+                f"Expected `class_names` to read the object in `{path}`, but got None; "
+                f"without them the file must hold a list of {num_classes} numbers."
+            )
+        shares = list(masses.values())
+        masses = [shares[place] for place in align(list(masses), class_names, str(path))]
     if not isinstance(masses, list):
         raise ValueError(
             f"Expected `{path}` to hold a list of {num_classes} numbers or an object of class names and "
             f"numbers, but got {masses!r}."
         )
-    return as_prior(masses, str(path), num_classes)
-
-
-def _in_class_order(
-    masses: dict[str, float], path: Path, num_classes: int, class_names: Sequence[str] | None
-) -> list[float]:
-    if class_names is None:
-        raise ValueError(
-            f"Expected `class_names` to read the object in `{path}`, but got None; "
-            f"without them the file must hold a list of {num_classes} numbers."
-        )
-    if len(class_names) != num_classes or len(set(class_names)) != num_classes:
-        raise ValueError(
-            f"Expected `class_names` to be {num_classes} different names, "
-            f"but got {len(class_names)}, {len(set(class_names))} of them different."
-        )
-    unknown = [name for name in masses if name not in class_names]
-    missing = [name for name in class_names if name not in masses]
-    if unknown or missing:
-        raise ValueError(
-            f"Expected `{path}` to give every class a mass (0 for one that does not occur) and no other "
-            f"name, but missing are {_quote(missing)} and unknown are {_quote(unknown)}; "
-            f"the classes are {_quote(class_names)}."
-        )
-    return [masses[name] for name in class_names]
-
-
-def _quote(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:10]) or "none"
-    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return as_prior(masses, str(path), num_classes, names=class_names)

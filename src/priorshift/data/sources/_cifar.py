@@ -194,7 +194,7 @@ def _long_tailed(
     return Splits(train=train, validation=validation, test=test)
 
 
-def _in_order_of_content(images: ImageSet, rows: Int[Tensor, " drawn"]) -> Int[Tensor, " drawn"]:
+def _in_order_of_content(images: ImageSet, rows: Int[np.ndarray, " drawn"]) -> Int[Tensor, " drawn"]:
     """The rows in an order that does not depend on the one they were read in, so that runs do not either."""
     labels = images.labels.tolist()
     return torch.tensor(sorted(rows.tolist(), key=lambda row: (images.hashes[row], labels[row])))

@@ -156,7 +156,7 @@ class PriorNormHead(nn.Module):
         """
         previous = linear_before(start.previous)
         weight, bias = previous.weight.to(self.weight.device), previous.bias.to(self.bias.device)
-        probs = start.source.probs.to(weight)
+        probs = torch.tensor(start.source.probs).to(weight)
 
         def scaled(tau: float) -> tuple[Tensor, Tensor]:
             factor = probs**-tau

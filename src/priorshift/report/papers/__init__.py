@@ -1,4 +1,4 @@
-"""The figures of the two papers from any run: what is drawn as plain data, and functions that draw it.
+"""The figures of the two papers from any run: their data, and functions that draw it.
 
 `paper_figure` makes one from run folders or predictions files, in publication size, and `PAPER_FIGURES` lists
 them. Where a figure of the report shows the same, it is that one: `plot_class_probs`, `plot_reliability`.

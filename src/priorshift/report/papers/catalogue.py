@@ -1,4 +1,4 @@
-"""Which figures of the papers there are, and how each comes from runs."""
+"""Catalogue of the papers' figures and the functions that draw each from runs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ class PaperFigure:
     """A figure of one of the papers.
 
     Attributes:
-        what: What it shows.
-        needs: Which runs it takes.
-        draw: Makes it of them.
+        what: Content of the figure, in a phrase.
+        needs: The runs that it needs, in a phrase.
+        draw: Draws it from the runs.
     """
 
     what: str
@@ -45,7 +45,7 @@ class PaperFigure:
 
 
 def paper_figure(name: str, runs: Sequence[Path]) -> Figure:
-    """A figure of one of the papers from runs of one's own, in publication size.
+    """Draws a figure of one of the papers from your own runs, in publication size.
 
     Args:
         name: A key of `PAPER_FIGURES`.
@@ -54,7 +54,7 @@ def paper_figure(name: str, runs: Sequence[Path]) -> Figure:
 
     Raises:
         FileNotFoundError: If a run or its predictions do not exist.
-        ValueError: If there is no such figure, or the runs are not those that it needs; the message says
+        ValueError: If there is no such figure, or the runs are not those that it needs; the message names
             what is missing.
     """
     if name not in PAPER_FIGURES:
@@ -120,10 +120,10 @@ def _weight_norms(sources: Sequence[Source]) -> Figure:
     method = _one_method(sources)
     groups: dict[str, list[Source]] = {}
     for source in sources:
-        groups.setdefault(source.optimiser, []).append(source)
+        groups.setdefault(source.optimizer, []).append(source)
     if len(groups) < 2:
         raise ValueError(
-            "Expected run folders under two optimisers, such as SGD with momentum and Adam, "
+            "Expected run folders under two optimizers, such as SGD with momentum and Adam, "
             f"but all of these are of {next(iter(groups))}."
         )
     for name, group in groups.items():
@@ -164,7 +164,7 @@ PAPER_FIGURES: dict[str, PaperFigure] = {
     "lade-figure-4": PaperFigure("reliability diagrams with 20 bins", "any runs", _reliability),
     "lade-figure-6": PaperFigure("the same of another data set", "any runs", _reliability),
     "la-figure-1": PaperFigure(
-        "weight norm of each class", "run folders of one method under two optimisers", _weight_norms
+        "weight norm of each class", "run folders of one method under two optimizers", _weight_norms
     ),
     "la-figure-3": PaperFigure(
         "balanced error of post-hoc methods by τ", "run folders of Softmax", _tau_errors

@@ -1,6 +1,6 @@
-"""The figures of the papers that the report has not: each draws data on Axes and returns them.
+"""The papers' figures that are not in the report: each draws data on Axes and returns them.
 
-A method has its colour of every other figure; what is drawn beside it has the colour of text.
+A method has the same color as in every other figure; what is no method has the color of text.
 """
 
 import math
@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from priorshift.evaluation import Spread
 from priorshift.report.papers.measures import ClassLogits, GroupErrors, TauErrors
@@ -65,12 +64,12 @@ def plot_class_logits(panel: ClassLogits, ax: Axes | None = None) -> Axes:
 def plot_weight_norms(
     norms: Mapping[str, Sequence[Spread]], ax: Axes | None = None, *, method: str = "Softmax"
 ) -> Axes:
-    """Weight norm of each class by frequency: a line for each optimiser, bands of ± one sd over runs.
+    """Weight norm of each class by frequency: a line for each optimizer, bands of ± one sd over runs.
 
     Args:
-        norms: Name of an optimiser → what `weight_norms` returned.
+        norms: Name of an optimizer → what `weight_norms` returned.
         ax: Axes to draw on; without it, on those of a new Figure.
-        method: Whose weights they are, for the colour of the first line.
+        method: Whose weights they are, for the color of the first line.
 
     Reference:
         Menon et al., *Long-tail learning via logit adjustment*, ICLR 2021, Figure 1.
@@ -95,12 +94,12 @@ def plot_weight_norms(
 
 
 def plot_tau_errors(errors: TauErrors, ax: Axes | None = None, *, method: str = "Softmax") -> Axes:
-    """Balanced error against τ for logit adjustment and weight normalisation, bands of ± one sd over runs.
+    """Balanced error against τ for logit adjustment and weight normalization, bands of ± one sd over runs.
 
     Args:
         errors: What `tau_errors` returned.
         ax: Axes to draw on; without it, on those of a new Figure.
-        method: Whose logits they are, for the colour of logit adjustment.
+        method: Whose logits they are, for the color of logit adjustment.
 
     Reference:
         Menon et al., *Long-tail learning via logit adjustment*, ICLR 2021, Figures 3 and 9.
@@ -108,7 +107,7 @@ def plot_tau_errors(errors: TauErrors, ax: Axes | None = None, *, method: str = 
     ax = ax or new_axes(_SIZE)
     for name, spreads, color, line in (
         ("logit adjustment", errors.logit_adjustment, method_colors([method])[method], "-"),
-        ("weight normalisation", errors.weight_normalisation, ink(), "--"),
+        ("weight normalization", errors.weight_normalization, ink(), "--"),
     ):
         _plot_band(
             ax,
@@ -166,8 +165,8 @@ def plot_errors(errors: GroupErrors, ax: Axes | None = None) -> Axes:
 def _plot_band(
     ax: Axes,
     places: Sequence[float] | np.ndarray[Any, Any],
-    means: Sequence[float] | Float[Tensor, " places"],
-    sds: Sequence[float] | Float[Tensor, " places"],
+    means: Sequence[float] | Float[np.ndarray, " places"],
+    sds: Sequence[float] | Float[np.ndarray, " places"],
     *,
     color: str,
     linestyle: str,

@@ -1,4 +1,4 @@
-"""The style that figures are published in, and files that are the same byte for byte."""
+"""Publication style of figures, and figure files that are reproducible byte for byte."""
 
 import io
 import re
@@ -38,7 +38,7 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def publication() -> Iterator[None]:
-    """Within it, figures are made and rendered in the one style, whatever the reader's settings are."""
+    """Context in which figures are drawn and rendered in publication style, whatever the user's settings."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -46,11 +46,11 @@ def publication() -> Iterator[None]:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure; the same figure gives the same bytes.
+    """Writes a figure; the same figure gives the same bytes.
 
     Args:
         figure: The figure.
-        path: Ends in .svg, .pdf or .png, which says in what form.
+        path: Ends in .svg, .pdf or .png, which sets the format.
 
     Raises:
         ValueError: If it does not.

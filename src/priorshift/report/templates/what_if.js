@@ -7,7 +7,7 @@
   const { classes, counts, methods, parts, presets, runs, step } = data;
   const numClasses = classes.length;
   const numSamples = codes.length / (runs.length * numClasses);
-  const labelled = counts.flatMap((count, label) => Array(count).fill(label));
+  const labeled = counts.flatMap((count, label) => Array(count).fill(label));
   const likelihoods = Float64Array.from({ length: NEVER + 1 }, (_, code) => Math.exp(-Math.expm1(code * step)));
   likelihoods[NEVER] = 0;
 
@@ -25,7 +25,7 @@
           predicted = label;
         }
       }
-      const label = labelled[sample], confidence = total > 0 ? most / total : 0;
+      const label = labeled[sample], confidence = total > 0 ? most / total : 0;
       const hit = predicted === label ? 1 : 0;
       const bin = Math.max(0, Math.ceil(confidence * NUM_BINS) - 1);
       hits[label] += hit;
@@ -113,9 +113,9 @@
       } catch (error) {
         throw new Error(`This is no JSON: ${error.message}`);
       }
-      return normalised(Array.isArray(parsed) ? parsed : inOrder(new Map(Object.entries(parsed))));
+      return normalized(Array.isArray(parsed) ? parsed : inOrder(new Map(Object.entries(parsed))));
     }
-    return normalised(trimmed === "" ? [] : trimmed.split(/[\s,;]+/).map(Number));
+    return normalized(trimmed === "" ? [] : trimmed.split(/[\s,;]+/).map(Number));
   }
 
   function inOrder(masses) {
@@ -126,7 +126,7 @@
     return classes.map((name) => masses.get(name));
   }
 
-  function normalised(masses) {
+  function normalized(masses) {
     if (masses.length !== numClasses) {
       throw new Error(`Expected ${numClasses} numbers, one for each class, but got ${masses.length}.`);
     }

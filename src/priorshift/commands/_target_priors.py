@@ -1,14 +1,14 @@
-"""Read what an estimate of the target mix is made of, and show what it is worth where labels can tell."""
+"""Read the validation predictions of an estimate, and show its scores where labels are known."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-
-from priorshift.adaptation import TARGETS, scores_by_knowledge
-from priorshift.estimation import PriorEstimate
 from priorshift.predictions import Predictions
-from priorshift.report.tables import KNOWLEDGE
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from priorshift.estimation import PriorEstimate
 
 
 def load_validation(path: Path | None, predictions: Predictions) -> Predictions | None:
@@ -33,22 +33,27 @@ def load_validation(path: Path | None, predictions: Predictions) -> Predictions 
     return validation
 
 
-def print_by_knowledge(screen: Console, predictions: Predictions, estimate: PriorEstimate) -> None:
-    """Scores on the predictions' own samples with no target mix, the estimated and the true one.
+def print_scores(screen: "Console", predictions: Predictions, estimate: "PriorEstimate") -> None:
+    """Print scores on the predictions' own samples with no target prior, the estimated and the true one.
 
     Args:
         screen: Where to print.
         predictions: With labels.
         estimate: Made from them.
     """
-    scores = scores_by_knowledge(predictions, estimate)
+    from rich.table import Table
+
+    from priorshift.evaluation import TARGET_PRIORS, scores_by_target_prior
+    from priorshift.report.tables import TARGET_TITLES
+
+    scores = scores_by_target_prior(predictions, estimate)
     table = Table(title="On these samples")
     table.add_column("score")
-    for known in TARGETS:
-        table.add_column(KNOWLEDGE[known], justify="right")
+    for prior in TARGET_PRIORS:
+        table.add_column(TARGET_TITLES[prior], justify="right")
     for name in scores["none"]:
-        values = [scores[known][name] for known in TARGETS]
+        values = [scores[prior][name] for prior in TARGET_PRIORS]
         table.add_row(name, *("n/a" if value is None else f"{value:.4f}" for value in values))
     screen.print(table)
-    price = 100 * ((scores["oracle"]["accuracy"] or 0.0) - (scores["estimated"]["accuracy"] or 0.0))
-    screen.print(f"price of estimating: {price:.2f} points of accuracy", highlight=False)
+    gap = 100 * ((scores["oracle"]["accuracy"] or 0.0) - (scores["estimated"]["accuracy"] or 0.0))
+    screen.print(f"accuracy gap to the true prior: {gap:.2f} points", highlight=False)

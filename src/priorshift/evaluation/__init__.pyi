@@ -1,0 +1,16 @@
+from ._compare import Comparison as Comparison
+from ._compare import Row as Row
+from ._compare import Spread as Spread
+from ._compare import by_method as by_method
+from ._compare import compare as compare
+from ._evaluate import Evaluation as Evaluation
+from ._evaluate import evaluate as evaluate
+from ._scores import Scores as Scores
+from ._scores import score as score
+from ._target_priors import GAP_MIXES as GAP_MIXES
+from ._target_priors import TARGET_PRIORS as TARGET_PRIORS
+from ._target_priors import OracleGap as OracleGap
+from ._target_priors import adapt as adapt
+from ._target_priors import oracle_gap as oracle_gap
+from ._target_priors import oracle_gaps_by_method as oracle_gaps_by_method
+from ._target_priors import scores_by_target_prior as scores_by_target_prior
