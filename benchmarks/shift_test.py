@@ -17,9 +17,10 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-import torch
+import scipy
 
-from priorshift.estimation._label_shift import label_shift_test
+from priorshift._blocks import num_threads
+from priorshift.estimation import label_shift_test
 from priorshift.report import Table, markdown
 
 RESULTS = Path(__file__).parent / "results" / "shift_test.md"
@@ -102,7 +103,6 @@ def main() -> None:
     parser.add_argument("--level-draws", type=int, default=1000)
     parser.add_argument("--power-draws", type=int, default=200)
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
     start = time.perf_counter()
     pool = Pool.read(Path(os.environ.get("PRIORSHIFT_DATA", "../shared/data")))
     levels, powers = [], []
@@ -142,8 +142,9 @@ def main() -> None:
     power = markdown(Table(("n", "α", *ALTERNATIVES), tuple(powers), caption))
     text = f"""# Level and power of the test of label shift
 
-{date.today()}, one CPU core ({platform.machine()}), Python {platform.python_version()},
-torch {torch.__version__}, {seconds:.0f} s. Command: `python -m benchmarks.shift_test`.
+{date.today()}, {num_threads()} CPU cores ({platform.machine()}), Python {platform.python_version()},
+NumPy {np.__version__}, SciPy {scipy.__version__}, {seconds:.0f} s.
+Command: `python -m benchmarks.shift_test`.
 
 Predictions of a DenseNet-BC-190 on the 10,000 test images of CIFAR-10. Each draw takes {SOURCE:,} labelled
 source images at random and a target of at most n from the rest, so no image is used twice within a draw.

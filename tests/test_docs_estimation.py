@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from priorshift import Predictions, Prior
 
@@ -11,9 +11,9 @@ PAGE = (Path(__file__).parents[1] / "docs" / "estimation.md").read_text(encoding
 
 
 def scored(size, mix, seed):
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.multinomial(torch.tensor(mix), size, replacement=True, generator=generator)
-    logits = torch.randn(size, 3, generator=generator) + 2 * torch.eye(3)[labels]
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(3, size=size, p=mix)
+    logits = rng.normal(size=(size, 3)) + 2 * np.eye(3)[labels]
     return Predictions(logits=logits, labels=labels, carried=Prior([0.6, 0.3, 0.1]))
 
 
@@ -22,7 +22,7 @@ def test_every_python_block_runs_in_order(capsys):
     namespace = {
         "traffic": traffic,
         "held_out": scored(300, [0.6, 0.3, 0.1], 1),
-        "train_rates": torch.tensor([0.1, 0.5, 0.3]),
+        "train_rates": np.array([0.1, 0.5, 0.3]),
     }
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
     assert len(blocks) == 2

@@ -176,7 +176,7 @@ def test_estimation_is_few_imports_deep():
     }
 
     def depth(module):
-        return 1 + max((depth(other) for other in inside[module] if other in inside), default=0)
+        return max((1 + depth(other) for other in inside[module] if other in inside), default=0)
 
     assert max(map(depth, inside)) <= MOST_IMPORTS_DEEP
 

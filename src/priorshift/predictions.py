@@ -202,9 +202,9 @@ class Predictions:
         found = np.empty(self.logits.shape)
 
         def work(rows: slice) -> None:
-            block = np.subtract(
-                self.logits[rows], self.logits[rows].max(axis=1, keepdims=True), out=found[rows]
-            )
+            block = found[rows]
+            tops = self.logits[rows].max(axis=1, keepdims=True)
+            np.subtract(self.logits[rows], tops, out=block, dtype=np.float64)
             block -= np.log(np.exp(block).sum(axis=1, keepdims=True))
 
         for_blocks(work, *self.logits.shape)

@@ -333,7 +333,9 @@ def _fit(
             factor, (observed[:, None] - conditionals)[:-1], lower=True, overwrite_b=True, check_finite=False
         )
         form = gaps.T @ gaps
-        previous, mix = mix, nearest_mix(form)
+        # Of mixes that are equally good, the one nearest to uniform.
+        damping = 1e-10 * form.diagonal().mean() + 1e-12
+        previous, mix = mix, nearest_mix(form + damping * np.eye(len(mix)))
         if np.abs(mix - previous).max() < _SETTLED / size:
             break
     return _Fit(mix, float(mix @ form @ mix), expected, (observed - conditionals @ mix) / deviations)

@@ -132,7 +132,7 @@ def true_nll(
         single = scratch.array("single", block.shape, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             single[...] = block
-            return _near_one(_row_sums(np.exp(single, out=single)))
+            return _near_one(row_sums(np.exp(single, out=single)))
 
     return found, all(_each(rows, samples.kept, work))
 
@@ -216,7 +216,7 @@ def outcomes(
             cells = []
             for move, outcome, masses in zip(moves, found, weights, strict=True):
                 if alone is not None or move is None:
-                    x, sums, nll, predicted = scaled, _row_sums(scaled), -gaps, best
+                    x, sums, nll, predicted = scaled, row_sums(scaled), -gaps, best
                 else:
                     x, sums, nll = _under(move, scaled, gaps, truth, block, tops, scratch)
                     predicted = x.argmax(axis=1)
@@ -268,7 +268,7 @@ def _under(
     largest = move.max()
     ratios = np.exp(move - largest)
     x = np.multiply(scaled, ratios, out=scratch.array("under", scaled.shape))
-    sums = _row_sums(x)
+    sums = row_sums(x)
     shifts = np.full(len(x), largest)
     weak = np.flatnonzero(sums < _TINY)
     if len(weak):  # The likely classes have next to no mass: exponentials of their own.
@@ -340,13 +340,13 @@ def _checked(block: Block) -> tuple[Block, bool]:
     """A block of probabilities, clipped to [0, 1] against rounding, and whether they are distributions."""
     with np.errstate(over="ignore", invalid="ignore"):
         lowest, highest = block.min(), block.max()
-        sound = bool(lowest >= -TOLERANCE) and _near_one(_row_sums(block))
+        sound = bool(lowest >= -TOLERANCE) and _near_one(row_sums(block))
     if sound and (lowest < 0 or highest > 1):
         block = np.clip(block, 0, 1)
     return block, sound
 
 
-def _row_sums(block: Block) -> Float[np.ndarray, " block"]:
+def row_sums(block: Block) -> Float[np.ndarray, " block"]:
     # Not a product with ones: BLAS has threads of its own, which get into the way of those of `for_blocks`.
     sums: Float[np.ndarray, " block"] = np.einsum("ij->i", block)
     return sums

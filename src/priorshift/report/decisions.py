@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from priorshift._blocks import for_blocks
-from priorshift.metrics._kernels import bins_of, edges_of
+from priorshift.metrics._kernels import bins_of, edges_of, row_sums
 from priorshift.predictions import Predictions
 
 NUM_BINS = 20
@@ -69,7 +69,6 @@ def mean_probs(run: Predictions, weights: Float[np.ndarray, " samples"]) -> Floa
 
 def _for_masses(run: Predictions, work: Work[Result]) -> list[Result]:
     """What `work` returns for the samples, likeliest classes, exponentials and their sums of each block."""
-    ones = np.ones(run.num_classes)
 
     def block_of(part: slice) -> Result:
         logits = run.logits[part]
@@ -77,6 +76,6 @@ def _for_masses(run: Predictions, work: Work[Result]) -> list[Result]:
         masses = logits.astype(np.float64)
         masses -= masses[np.arange(len(best)), best][:, None]
         np.exp(masses, out=masses)
-        return work(part, best, masses, masses @ ones)
+        return work(part, best, masses, row_sums(masses))
 
     return for_blocks(block_of, *run.logits.shape)

@@ -249,7 +249,8 @@ class Calibrated(BaseEstimator):  # type: ignore[misc]
         score = model.predict_proba if self._gives_probs() else model.decision_function
         outputs = read_array(score(X), "estimator")
         if outputs.ndim == 1:
-            outputs = np.stack([np.zeros_like(outputs), outputs], axis=1)
+            pair = (1 - outputs, outputs) if self._gives_probs() else (-outputs / 2, outputs / 2)
+            outputs = np.stack(pair, axis=1)
         if outputs.ndim != 2 or outputs.shape[1] != len(self.classes_):
             raise ValueError(
                 f"Expected `estimator` to give one score per class, {len(self.classes_)}, "
