@@ -93,6 +93,28 @@ def test_the_version_is_the_package_s(capsys):
     assert capsys.readouterr().out == f"priorshift {priorshift.__version__}\n"
 
 
+def loaded_by(*argv):
+    """The modules that a verb loads, in a process of its own."""
+    code = (
+        "import sys; from priorshift.cli import main; assert main(sys.argv[1:]) == 0; "
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_help_loads_no_arrays_and_no_event_loop():
+    heavy = {"numpy", "scipy", "matplotlib", "rich", "typeguard", "asyncio", "safetensors", "jaxtyping"}
+    for verb in ("adapt", "evaluate"):
+        assert not loaded_by(verb, "--help") & heavy
+
+
+def test_adapt_draws_nothing_unless_it_is_asked_for_a_page(predictions_file):
+    output = str(predictions_file.with_name("adapted.safetensors"))
+    heavy = {"torch", "scipy.optimize", "scipy.stats", "matplotlib", "jinja2", "pandas", "sklearn"}
+    assert not loaded_by("adapt", str(predictions_file), "-o", output) & heavy
+
+
 @pytest.mark.parametrize(
     ("verb", "option"),
     [

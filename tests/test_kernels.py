@@ -55,16 +55,15 @@ def value_and_gradient(loss, logits, labels, weights=None):
     return value.detach(), leaf.grad
 
 
-def assert_as_defined(loss, logits, labels, weights=None):
+def assert_as_defined(loss, logits, labels, weights=None, rtol=3e-6):
     """The value and the gradient are those of the definition in float64."""
     assert kernels.support(logits, LOG_PRIOR)
     value, gradient = value_and_gradient(loss, logits, labels, weights)
     exact, exact_gradient = value_and_gradient(loss, logits.double(), labels, weights)
-    torch.testing.assert_close(value, exact.float(), rtol=3e-6, atol=1e-6)
+    torch.testing.assert_close(value, exact.float(), rtol=rtol, atol=1e-6)
     assert gradient.dtype == logits.dtype
-    rtol = SINGLE[logits.dtype]
-    atol = 3e-6 * exact_gradient.abs().max().item() + torch.finfo(logits.dtype).tiny * 2**-8
-    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=rtol, atol=atol)
+    atol = rtol * exact_gradient.abs().max().item() + torch.finfo(logits.dtype).tiny * 2**-8
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=SINGLE[logits.dtype], atol=atol)
 
 
 @pytest.fixture(autouse=True, params=["compiled", "one block"])
@@ -127,7 +126,9 @@ def test_awkward_sizes_are_as_defined(name, n, num_classes):
 @each_loss
 def test_a_batch_larger_than_the_caches_is_as_defined(name):
     logits, labels = sample(n=64, num_classes=3 * _cpu.BLOCK // 64)
-    assert_as_defined(made(name, logits.shape[1]), logits, labels)
+    # Torch sums the 49,152 exponentials of a row in float32, eight at a time on a CPU without AVX-512.
+    rounding = logits.shape[1] / 8 * torch.finfo(torch.float32).eps / 64
+    assert_as_defined(made(name, logits.shape[1]), logits, labels, rtol=max(3e-6, rounding))
 
 
 @given(

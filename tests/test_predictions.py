@@ -186,7 +186,7 @@ def test_adjusted_predictions_are_the_posterior_under_the_target_and_carry_it(ta
     after = before.adjusted(target)
     np.testing.assert_allclose(np.exp(after.log_probs), bayes(before.logits, SOURCE, target), atol=1e-14)
     assert after.carried == Prior(target, names=NAMES)
-    assert before.carried == Prior(SOURCE)
+    assert before.carried == Prior(SOURCE, names=NAMES)
     for name in ("labels", "train_counts", "class_names", "method", "fingerprint", "facts"):
         assert getattr(after, name) is getattr(before, name)
 
