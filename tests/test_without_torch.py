@@ -118,9 +118,10 @@ def test_a_target_prior_is_estimated_with_validation_data_by_every_method_and_sa
         from priorshift.evaluation import adapt, evaluate
         test = Predictions.load("Softmax.safetensors")
         validation = Predictions.load("run/predictions-validation.safetensors")
+        frequencies = np.bincount(test.labels) / len(test.labels)
         for method in METHODS:
             estimate = estimate_prior(test, method=method, validation=validation)
-            assert np.abs(estimate.prior.probs - [0.2, 0.3, 0.5]).max() < 0.08, (method, estimate.prior)
+            assert np.abs(estimate.prior.probs - frequencies).max() < 0.06, (method, estimate.prior)
         adapted = adapt(test, estimate)
         adapted.save("adapted.safetensors")
         assert np.array_equal(Predictions.load("adapted.safetensors").logits, adapted.logits)

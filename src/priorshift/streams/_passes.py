@@ -78,7 +78,7 @@ def estimate_files(
         ...         predictions.save(f"{folder}/{day}.safetensors")
         ...     state = estimate_files(f"{folder}/{day}.safetensors" for day in (1, 2))
         >>> state.num_samples, state.prior.probs.round(2)
-        (1000, array([0.2, 0.8]))
+        (1000, array([0.21, 0.79]))
     """
     index, count = shard
     if not 1 <= index <= count:
