@@ -63,14 +63,15 @@ READING_VERBS = {
     "evaluate",
     "report",
     "figure",
-    "_estimates",
+    "_choices",
     "_mix_table",
-    "_knowledge",
+    "_target_priors",
 }
 """Modules of `commands` that must do without torch."""
 READ_BY_FIGURES = {"training"}
 """What figures of the papers read of a run, its config, which needs no torch."""
 MOST_LINES = 400
+MOST_LINES_OF_READERS = 300
 MOST_IMPORTS_DEEP = 5
 
 
@@ -165,6 +166,11 @@ def test_the_core_needs_what_a_core_install_brings():
     for path in FILES:
         needed = {module.split(".")[0] for module in imported_modules(path)} - set(sys.stdlib_module_names)
         assert needed <= extras.get(room_of(path), core), path
+
+
+def test_arguments_are_read_in_one_short_file():
+    lines = (SOURCE / "_inputs.py").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MOST_LINES_OF_READERS
 
 
 def test_estimation_is_few_imports_deep():

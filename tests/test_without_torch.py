@@ -81,11 +81,11 @@ def scored(mix, size, seed, **parts):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("without-torch")
-    softmax = scored([0.2, 0.3, 0.5], 600, seed=0, method="Softmax")
+    softmax = scored([0.2, 0.3, 0.5], 1500, seed=0, method="Softmax")
     softmax.save(folder / "Softmax.safetensors")
     replace(softmax, logits=0.8 * softmax.logits, method="LADE").save(folder / "LADE.safetensors")
     for split, seed in (("test", 1), ("validation", 2)):
-        predictions = scored([1 / 3] * 3, 300, seed=seed, method="Softmax")
+        predictions = scored([1 / 3] * 3, 1000, seed=seed, method="Softmax")
         predictions.save(folder / "run" / f"predictions-{split}.safetensors")
     return folder
 
@@ -138,11 +138,11 @@ def test_a_stream_is_followed_saved_and_merged(folder):
         from priorshift.streams import StreamingPrior, estimate_files
         logits = Predictions.load("Softmax.safetensors").logits
         first, second = (StreamingPrior(carried=Prior.uniform(3), stream=name) for name in "ab")
-        first.update(logits[:300])
-        second.update(logits[300:])
+        first.update(logits[:600])
+        second.update(logits[600:])
         first.save("first.state")
         merged = StreamingPrior.load("first.state").merge(second)
-        assert merged.num_samples == 600
+        assert merged.num_samples == 1500
         assert merged.estimate().prior.matches(estimate_files("Softmax.safetensors").estimate().prior)
         """,
         folder=folder,
@@ -181,7 +181,7 @@ def test_the_verbs_that_read_scores_run(folder):
     )
     assert "owl" in said and "report: adapt.html" in said
     assert "</html>" in (folder / "adapt.html").read_text(encoding="utf-8")
-    assert Predictions.load(folder / "Softmax-adapted.safetensors").num_samples == 600
+    assert Predictions.load(folder / "Softmax-adapted.safetensors").num_samples == 1500
     said = priorshift("estimate", "Softmax.safetensors", "--validation", held_out, folder=folder)
     assert "state: mix.state" in said
     for target in ("backward:50", "estimated"):

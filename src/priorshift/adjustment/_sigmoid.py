@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from jaxtyping import Bool, Float
 
 from priorshift._blocks import for_blocks
@@ -70,7 +69,7 @@ def read_rates(
     target: float | ArrayLike,
     num_labels: int | None,
     names: Sequence[str] | None = None,
-) -> tuple[Rates, Rates]:
+) -> tuple[Rates, Float[np.ndarray, "*targets"]]:
     """The rate that scores carry, strictly between 0 and 1, and the target rate; one or one per label."""
     source = _read_rate(carried, "carried", num_labels, names)
     _refuse(source, (source == 0) | (source == 1), "`carried` above 0 and below 1")
@@ -79,8 +78,7 @@ def read_rates(
 
 def _log_odds(rates: Rates) -> Rates:
     with np.errstate(divide="ignore"):
-        odds: npt.NDArray[np.float64] = np.log(rates) - np.log1p(-rates)
-    return odds
+        return np.asarray(np.log(rates) - np.log1p(-rates))
 
 
 def _move(kind: Kind, offset: Rates, given: ArrayLike) -> Any:
@@ -121,7 +119,7 @@ def _read_rate(
     return rates
 
 
-def _refuse(rates: Rates, wrong: Bool[np.ndarray, "*labels"], rule: str) -> None:
+def _refuse(rates: Rates, wrong: Bool[np.ndarray, "*labels"] | np.bool_, rule: str) -> None:
     if wrong.any():
         where = f" for label {np.flatnonzero(wrong)[0]}" if rates.ndim else ""
         raise ValueError(f"Expected {rule}, but got {rates[wrong][0]:g}{where}.")
