@@ -43,7 +43,7 @@ def grouped_runs():
     return [
         make_run(method, seed, counts=COUNTS_30, num_samples=900, sharpness=0.8)
         for method in ("Softmax", "LADE")
-        for seed in range(2)
+        for seed in (4, 5)
     ]
 
 
@@ -55,7 +55,7 @@ def grouped_page(grouped_runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hostile_run():
-    return make_run("</script><b>x", class_names=HOSTILE, num_samples=200)
+    return make_run("</script><b>x", 6, class_names=HOSTILE, num_samples=200)
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,8 @@ def adjust_sigmoid(logits: ArrayLike, *, carried: float | ArrayLike, target: flo
         raise ValueError("Expected `logits` of shape [N], [N, L] or [N, L, …], but got a scalar.")
     num_labels = None if kind.scores.ndim == 1 else int(kind.scores.shape[1])
     source, destination = read_rates(carried, target, num_labels, kind.names)
-    return kind.back(_move(kind, _log_odds(destination) - _log_odds(source), logits))
+    offset = np.asarray(_log_odds(destination) - _log_odds(source))
+    return kind.back(_move(kind, offset, logits))
 
 
 def read_rates(

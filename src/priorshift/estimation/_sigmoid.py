@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +98,7 @@ def estimate_rates(logits: ArrayLike, *, carried: float | ArrayLike, level: floa
     source = np.broadcast_to(read_rates(carried, 0.5, shape[0] if shape else None, names)[0], num_labels)
     drop = NormalDist().inv_cdf((1 + level) / 2) ** 2 / (2 * num_samples)
 
-    def work(part: slice) -> tuple[npt.NDArray[np.float64], ...]:
+    def work(part: slice) -> tuple[npt.NDArray[Any], ...]:
         log_odds = np.array(columns[:, part].T, dtype=np.float64, order="C")
         if (wrong := np.isnan(log_odds.max(axis=1))).any():
             label = part.start + int(np.flatnonzero(wrong)[0])
